@@ -1,0 +1,102 @@
+"""What a search tells: one record per search step, and the result."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from torch import Tensor
+
+from .flow import Cost
+from .settings import SearchSettings
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One search step, in plain numbers; lists over items are as long as the batch.
+
+    Attributes:
+        eta: noise level of the stochastic step; lower than ``eta_asked`` where it was capped.
+        rewards: look-ahead rewards, a list of the candidates' for each item.
+        values: the same for each reward by name.
+        kept: the steered latent's own look-ahead (None where the update has none).
+        not_finite: rewards that were NaN or infinite and counted as the group's mean.
+        calls: calls spent so far in the whole run, a backward counted as two.
+    """
+
+    index: int
+    sigma: float
+    eta: float
+    eta_asked: float
+    objective: str
+    rewards: list[list[float]]
+    values: dict[str, list[list[float]]]
+    kept: list[float] | None
+    not_finite: int
+    calls: int
+    seconds: float
+
+    @property
+    def best(self) -> list[float]:
+        return [max(group) for group in self.rewards]
+
+    @property
+    def mean(self) -> list[float]:
+        return [sum(group) / len(group) for group in self.rewards]
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What ``on_step`` is told after every sampling step, searching or not.
+
+    Attributes:
+        sigma: the level the step started from.
+        latent, denoised: the latent [B, ...] there and the clean estimate seen from it.
+        record: the search step's record, None for an ordinary step.
+    """
+
+    index: int
+    steps: int
+    sigma: float
+    latent: Tensor
+    denoised: Tensor
+    record: StepRecord | None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The searched latents and how they came about.
+
+    Attributes:
+        latents: clean latents [B, ...].
+        rewards: the decoded results' total reward [B]; ``values`` the same by name.
+        stopped: why the search ended before its window: ``max_calls``, ``max_seconds``,
+            ``target_reward``, ``finish_now`` or None.
+        kept_plain: items whose plain sample was kept (``keep_better``), else None.
+    """
+
+    latents: Tensor
+    rewards: Tensor
+    values: dict[str, Tensor]
+    settings: SearchSettings
+    seed: int
+    steps: int
+    records: tuple[StepRecord, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+    stopped: str | None = None
+    kept_plain: list[bool] | None = None
+    seconds: float = 0.0
+
+    def report(self) -> dict:
+        """Everything but the latents, as a JSON object."""
+        return {
+            "settings": asdict(self.settings),
+            "seed": self.seed,
+            "steps": self.steps,
+            "stopped": self.stopped,
+            "kept_plain": self.kept_plain,
+            "rewards": self.rewards.tolist(),
+            "values": {name: value.tolist() for name, value in self.values.items()},
+            "cost": self.cost.report(len(self.rewards) * self.steps),
+            "seconds": round(self.seconds, 3),
+            "search_steps": [asdict(record) for record in self.records],
+        }

@@ -1,0 +1,282 @@
+"""The search loop of Flow-TTRL: roll out, look ahead, update, advance (METHOD.md, section 2)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .budget import plan
+from .flow import Flow, Meter, RewardBatch
+from .noise import KeyedNoise
+from .report import SearchResult, StepEvent, StepRecord
+from .settings import SearchSettings
+from .steps import Step, cps_step, largest_eta, sde_step
+from .updates import Group, cotangent, move, per_item, steer, temper
+
+OnStep = Callable[[StepEvent], None]
+
+
+def sample(flow: Flow, x: Tensor, on_step: OnStep | None = None) -> Tensor:
+    """Plain Euler sampling of ``x`` [B, ...] to clean latents, bit-equal to a search that is off."""
+    return _Trajectory(flow, Meter(flow, len(x)), on_step).onward(x.float(), 0)
+
+
+def search(
+    flow: Flow,
+    x: Tensor,
+    settings: SearchSettings,
+    noise: KeyedNoise,
+    on_step: OnStep | None = None,
+    finish_now: Callable[[], bool] | None = None,
+) -> SearchResult:
+    """Sample ``x`` with the search; one result per batch item.
+
+    Args:
+        x: latents [B, ...] at ``flow.sigmas[0]``, of any rank.
+        on_step: told of every step; may raise to cancel.
+        finish_now: asked before each search step; True ends the search and samples on from the
+            best so far.
+
+    Raises:
+        ValueError: settings that this schedule cannot carry out, before the first model call.
+    """
+    return _Search(flow, x, settings, noise, on_step, finish_now).run()
+
+
+class _Trajectory:
+    """Ordinary sampling, which the search falls back to."""
+
+    def __init__(self, flow: Flow, meter: Meter, on_step: OnStep | None):
+        self.flow, self.meter, self.on_step = flow, meter, on_step
+        self.sigmas = [float(s) for s in flow.sigmas]
+        self.dt = [float(d) for d in flow.sigmas.diff()]
+        self.steps = len(self.dt)
+
+    def euler(self, x: Tensor, v: Tensor, index: int) -> Tensor:
+        return x + v * self.dt[index]
+
+    def onward(self, x: Tensor, start: int | Tensor, v: Tensor | None = None) -> Tensor:
+        """Latents at level ``start`` (velocity ``v`` there, if known) sampled to clean ones.
+
+        With one start per item [B], an item waits until the others have come to its level.
+        """
+        starts = torch.as_tensor(start, device=x.device).expand(len(x))
+        for index in range(int(starts.min()), self.steps):
+            if v is None:
+                v = self.meter.velocity(x, self.sigmas[index])
+            moving = per_item(starts <= index, x)
+            self.tell(index, x, v, None)
+            x, v = torch.where(moving, self.euler(x, v, index), x), None
+        return x
+
+    def tell(self, index: int, x: Tensor, v: Tensor, record: StepRecord | None) -> None:
+        if self.on_step:
+            sigma = self.sigmas[index]
+            self.on_step(StepEvent(index, self.steps, sigma, x, x - sigma * v, record))
+
+
+@dataclass
+class _Best:
+    """The best look-ahead so far of each item: its reward [B], latent [B, ...] and level [B]."""
+
+    reward: Tensor
+    latent: Tensor
+    level: Tensor
+
+    def offer(self, reward: Tensor, latent: Tensor, level: int) -> None:
+        better = reward > self.reward
+        self.reward = torch.where(better, reward, self.reward)
+        self.latent = torch.where(per_item(better, latent), latent, self.latent)
+        self.level = torch.where(better, level, self.level)
+
+
+class _Search(_Trajectory):
+    def __init__(self, flow, x, settings, noise, on_step=None, finish_now=None):
+        super().__init__(flow, Meter(flow, len(x), settings.micro_batch), on_step)
+        settings.check(self.sigmas)
+        self.start, self.settings, self.noise = x.float(), settings, noise
+        self.finish_now = finish_now
+        self.prices = plan(settings, self.sigmas).prices if settings.max_calls else []
+        self.started = time.monotonic()
+        self.records: list[StepRecord] = []
+        items = len(x)
+        self.best = _Best(
+            torch.full((items,), -torch.inf, device=x.device),
+            self.start,
+            torch.zeros(items, dtype=torch.long, device=x.device),
+        )
+
+    def run(self) -> SearchResult:
+        x, v, index, stopped = self.start, None, 0, None
+        reference, v_reference = x, None
+        window = self.settings.search_steps(self.steps)
+        while index < window and not (stopped := self.stop(index)):
+            if v is None:
+                v = self.meter.velocity(x, self.sigmas[index])
+            if not self.settings.needs_reference(self.steps) or index == 0:
+                reference, v_reference = x, v
+            else:
+                v_reference = self.meter.velocity(reference, self.sigmas[index])
+            before, v_before = x, v
+            x, v = self.search_step(index, x, v, reference, v_reference)
+            self.tell(index, before, v_before, self.records[-1])
+            reference = self.euler(reference, v_reference, index)
+            index += 1
+        if stopped and self.records:
+            latents = self.onward(self.best.latent, self.best.level)
+        else:
+            latents = self.onward(x, index, v)
+        return self.result(latents, stopped)
+
+    def search_step(
+        self, index: int, x: Tensor, v: Tensor, reference: Tensor, v_reference: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next latent, and its velocity where that is already known."""
+        settings, began = self.settings, time.monotonic()
+        step, eta, eta_asked = self.stochastic_step(index)
+        noise = self.noise.group(index, settings.group_size, x)
+        mean = step.mean(x, v)
+        if settings.update == "steered":
+            noise = torch.stack([temper(draw, mean) for draw in noise])
+        samples = (mean + step.std * noise).flatten(0, 1)
+        v_samples = self.velocity_or_zero(samples, index + 1)
+        ahead = self.look_ahead(samples, v_samples, index + 1)
+        rewards, not_finite = _finite(ahead.total.float().view(settings.group_size, -1))
+        group = Group(
+            step=step,
+            s=self.sigmas[index],
+            h=-self.dt[index],
+            x=x,
+            v=v,
+            reference=step.mean(reference, v_reference),
+            noise=noise,
+            rewards=rewards,
+            prdp=index < settings.prdp_steps(self.steps),
+        )
+        best, pick = rewards.max(0)
+        candidate = _pick(samples.view_as(noise), pick)
+        self.best.offer(best, candidate, index + 1)
+
+        x, v_next, kept = self.advance(index, group, eta), None, None
+        if settings.elitist:
+            v_next = self.velocity_or_zero(x, index + 1)
+            kept, _ = _finite(self.look_ahead(x, v_next, index + 1).total.float()[None])
+            kept = kept[0]
+            worse = per_item(best > kept, x)
+            x = torch.where(worse, candidate, x)
+            v_next = torch.where(worse, _pick(v_samples.view_as(noise), pick), v_next)
+            self.best.offer(kept, x, index + 1)
+        self.records.append(
+            StepRecord(
+                index=index,
+                sigma=self.sigmas[index],
+                eta=eta,
+                eta_asked=eta_asked,
+                objective="prdp" if group.prdp else "grpo",
+                rewards=rewards.T.tolist(),
+                values={k: t.view_as(rewards).T.tolist() for k, t in ahead.values.items()},
+                kept=None if kept is None else kept.tolist(),
+                not_finite=not_finite,
+                calls=self.meter.cost.calls,
+                seconds=round(time.monotonic() - began, 4),
+            )
+        )
+        return x, v_next
+
+    def advance(self, index: int, group: Group, eta: float) -> Tensor:
+        """The next latent: a steered stochastic step, or moves and an ordinary step."""
+        settings, sigma = self.settings, group.s
+        x, v = group.x, group.v
+        if settings.update == "steered":
+            return steer(group, self.direction(group, x, v))
+        size = settings.move_size(
+            index, self.steps, eta=eta, h=group.h, elements=x[0].numel(), prdp=group.prdp
+        )
+        for iteration in range(settings.rl_iterations):
+            if iteration:
+                v = self.meter.velocity(x, sigma)
+            x = move(settings.update, x, v, sigma, self.direction(group, x, v), size)
+        if not torch.equal(x, group.x):
+            v = self.meter.velocity(x, sigma)
+        return self.euler(x, v, index)
+
+    def direction(self, group: Group, x: Tensor, v: Tensor) -> Tensor:
+        """Where the objective falls, in the latent's space: the variants differ by J alone."""
+        descent = -cotangent(group, group.step.mean(x, v), self.settings)
+        if self.settings.gradient == "exact":
+            return self.meter.pullback(group.step, x, group.s, descent)
+        return descent
+
+    def stochastic_step(self, index: int) -> tuple[Step, float, float]:
+        """The step at ``index``, its eta and the eta asked for."""
+        s, s_next = self.sigmas[index], self.sigmas[index + 1]
+        asked = self.settings.at(self.settings.noise_range, index, self.steps)
+        if self.settings.step == "cps":
+            return cps_step(s, s_next, asked), asked, asked
+        eta = min(asked, largest_eta(s, s_next, self.sigmas[1]))
+        return sde_step(s, s_next, eta, self.sigmas[1]), eta, asked
+
+    def velocity_or_zero(self, x: Tensor, index: int) -> Tensor:
+        """Velocity at level ``index``; not needed, and not asked for, at the clean end."""
+        if index == self.steps:
+            return torch.zeros_like(x)
+        return self.meter.velocity(x, self.sigmas[index])
+
+    def look_ahead(self, x: Tensor, v: Tensor, index: int) -> RewardBatch:
+        return self.meter.score(x - self.sigmas[index] * v)
+
+    def stop(self, index: int) -> str | None:
+        """Why to search no further before step ``index``, if anything says so."""
+        settings, items = self.settings, len(self.start)
+        if self.finish_now and self.finish_now():
+            return "finish_now"
+        if settings.max_seconds and time.monotonic() - self.started >= settings.max_seconds:
+            return "max_seconds"
+        target = settings.target_reward
+        if target is not None and bool((self.best.reward >= target).all()):
+            return "target_reward"
+        if settings.max_calls:
+            price = self.prices[index] + self.steps - int(self.best.level.min())
+            if self.meter.cost.calls + items * price > items * settings.max_calls:
+                return "max_calls"
+        return None
+
+    def result(self, latents: Tensor, stopped: str | None) -> SearchResult:
+        final, kept_plain = self.meter.score(latents), None
+        if self.settings.keep_better:
+            plain = _Trajectory(self.flow, self.meter, None).onward(self.start, 0)
+            rival = self.meter.score(plain)
+            worse = rival.total > final.total
+            latents = torch.where(per_item(worse, latents), plain, latents)
+            final = final.where(~worse, rival)
+            kept_plain = worse.tolist()
+        return SearchResult(
+            latents=latents,
+            rewards=final.total,
+            values=final.values,
+            settings=self.settings,
+            seed=self.noise.seed,
+            steps=self.steps,
+            records=tuple(self.records),
+            cost=self.meter.cost,
+            stopped=stopped,
+            kept_plain=kept_plain,
+            seconds=time.monotonic() - self.started,
+        )
+
+
+def _pick(candidates: Tensor, index: Tensor) -> Tensor:
+    """Candidate ``index[b]`` of each item b from [G, B, ...]."""
+    return candidates[index, torch.arange(len(index), device=index.device)]
+
+
+def _finite(rewards: Tensor) -> tuple[Tensor, int]:
+    """Rewards [G, B] with NaN and infinities at the mean of the group's others, and their count."""
+    finite = rewards.isfinite()
+    known = rewards.where(finite, 0)
+    mean = known.sum(0) / finite.sum(0).clamp(min=1)
+    return known.where(finite, mean), int((~finite).sum())

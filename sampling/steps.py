@@ -1,0 +1,76 @@
+"""Stochastic steps of a rectified flow and their log-probabilities, in float32, for any rank.
+
+``s`` and ``s_next`` are noise levels (1 noise, 0 data), ``h = s - s_next > 0``; x_s = (1 - s) x0 +
+s e and the model's velocity is v = e - x0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+LEAST_MEAN_COEFFICIENT = 0.5
+"""The SDE mean keeps at least this much of x; below 0 the update's sign turns round."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A Gaussian step: mean = ``on_x`` x + ``on_v`` v, standard deviation ``std``."""
+
+    on_x: float
+    on_v: float
+    std: float
+
+    def mean(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.on_x * x + self.on_v * v
+
+    def log_prob(self, sample: Tensor, mean: Tensor, dims: tuple[int, ...]) -> Tensor:
+        """Log-density of ``sample`` under N(mean, std^2), averaged over ``dims``."""
+        z = (sample - mean) / self.std
+        return (-0.5 * z.square()).mean(dims) - math.log(self.std) - 0.5 * math.log(2 * math.pi)
+
+
+def _odds(s: float, first: float) -> float:
+    """s / (1 - s), with the level after 1 standing in where s is 1 (Flow-GRPO, section 4.2)."""
+    return s / (1 - (first if s >= 1 else s))
+
+
+def largest_eta(s: float, s_next: float, first: float) -> float:
+    """The eta at which the SDE mean's coefficient of x falls to LEAST_MEAN_COEFFICIENT."""
+    return math.sqrt(2 * s * (1 - LEAST_MEAN_COEFFICIENT) / (_odds(s, first) * (s - s_next)))
+
+
+def sde_step(s: float, s_next: float, eta: float, first: float) -> Step:
+    """The SDE step of Flow-GRPO (arXiv 2505.05470, eq. 8): keeps the flow's marginals as h -> 0.
+
+    Args:
+        first: the level after s = 1 in the schedule.
+    """
+    h = s - s_next
+    a2 = eta * eta * _odds(s, first)
+    return Step(
+        on_x=1 - a2 * h / (2 * s),
+        on_v=-(1 + a2 * (1 - s) / (2 * s)) * h,
+        std=math.sqrt(a2 * h),
+    )
+
+
+def cps_step(s: float, s_next: float, eta: float) -> Step:
+    """The coefficient-preserving step of Flow-CPS (arXiv 2509.05952); eta in 0..1, s_next > 0.
+
+    mean = (1 - s') x0 + sqrt(s'^2 - std^2) e with x0 = x - s v and e = x + (1 - s) v.
+    """
+    std = s_next * math.sin(eta * math.pi / 2)
+    kept = math.sqrt(s_next * s_next - std * std)
+    return Step(
+        on_x=1 - s_next + kept,
+        on_v=-(1 - s_next) * s + kept * (1 - s),
+        std=std,
+    )
+
+
+def euler(x: Tensor, v: Tensor, s: float, s_next: float) -> Tensor:
+    """x + v dt, as the hosts' ``euler`` samplers compute it."""
+    return x + v * (s_next - s)

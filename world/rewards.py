@@ -1,0 +1,62 @@
+"""The tiny world's two judges as rewards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..rewards.base import check_images
+from .bundle import load
+from .prompts import parse
+from .scorer import Scorer
+from .verifier import verify
+
+
+class _WorldReward:
+    needs_prompt = True
+
+    def check(self, prompts: list[str]) -> None:
+        for prompt in prompts:
+            parse(prompt)
+
+
+class VerifierReward(_WorldReward):
+    """The verifier's graded score. Not differentiable."""
+
+    name = "verifier"
+    units = "how nearly the prompt holds, 0..1"
+    typical = (0.3, 1.0)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        check_images(images)
+        return verify(images, prompts)[1].to(images.device)
+
+
+class ScorerReward(_WorldReward):
+    """The learned scorer's cosine. Differentiable."""
+
+    name = "scorer"
+    units = "cosine of image and caption, -1..1"
+    typical = (0.0, 0.9)
+
+    def __init__(self):
+        self.model = Scorer()
+        self.model.load_state_dict(load("scorer"))
+        self.model.eval().requires_grad_(False)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        check_images(images)
+        weight = self.model.text_in.weight
+        pixels = images.clamp(0, 1).movedim(-1, 1).to(weight)
+        return self.model(pixels, prompts).to(images.device)
+
+
+def world_reward(name: str) -> VerifierReward | ScorerReward:
+    """``verifier`` or ``scorer``."""
+    return {"verifier": VerifierReward, "scorer": ScorerReward}[name]()
+
+
+def accurate(images: Tensor, prompts: list[str]) -> list[bool]:
+    """The verifier's strict verdicts."""
+    with torch.no_grad():
+        return verify(images, prompts)[0].tolist()
