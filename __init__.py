@@ -1,0 +1,10 @@
+"""ComfyUI Flow-TTRL: flow-matching models that draw what was asked, by searching while sampling."""
+
+from __future__ import annotations
+
+
+async def comfy_entrypoint():
+    """ComfyUI's way in (V3): nothing of the pack is imported before it is called."""
+    from .nodes import FlowTTRLExtension
+
+    return FlowTTRLExtension()

@@ -30,7 +30,7 @@ def band_sizes(x: Tensor) -> list[int]:
     images = x[0].numel() // (height * width)
     sizes = []
     for mask in _masks(height, width, x.device):
-        # rfft2 keeps half the columns: all but the first (and the last of an even width) count twice
+        # rfft2 keeps half the columns: all but the first (and an even width's last) count twice
         twice = mask[:, 1 : (width + 1) // 2].sum()
         sizes.append(round(images * (mask.sum() + twice).item()))
     return sizes

@@ -15,13 +15,17 @@ class KeyedNoise:
 
     Neither the batch size, nor micro-batches, nor what was drawn before changes a draw; they are
     made on the CPU, so that they are the same on every device.
+
+    Attributes:
+        first_item: number of the batch's first item, where the batch is part of a larger one.
     """
 
     seed: int
+    first_item: int = 0
 
     def draw(self, item: int, step: int, candidate: int, shape: torch.Size) -> Tensor:
         """float32 noise of ``shape`` for one candidate of one batch item at one step."""
-        key = f"{self.seed} {item} {step} {candidate}".encode()
+        key = f"{self.seed} {self.first_item + item} {step} {candidate}".encode()
         digest = hashlib.blake2b(key, digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
         return torch.randn(shape, generator=generator)

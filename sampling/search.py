@@ -21,7 +21,7 @@ OnStep = Callable[[StepEvent], None]
 
 
 def sample(flow: Flow, x: Tensor, on_step: OnStep | None = None) -> Tensor:
-    """Plain Euler sampling of ``x`` [B, ...] to clean latents, bit-equal to a search that is off."""
+    """Plain Euler sampling of ``x`` [B, ...]; a search that is off gives the same bits."""
     return _Trajectory(flow, Meter(flow, len(x)), on_step).onward(x.float(), 0)
 
 
@@ -32,6 +32,7 @@ def search(
     noise: KeyedNoise,
     on_step: OnStep | None = None,
     finish_now: Callable[[], bool] | None = None,
+    plain: Tensor | None = None,
 ) -> SearchResult:
     """Sample ``x`` with the search; one result per batch item.
 
@@ -40,11 +41,12 @@ def search(
         on_step: told of every step; may raise to cancel.
         finish_now: asked before each search step; True ends the search and samples on from the
             best so far.
+        plain: ``sample(flow, x)``, if it is known already and ``keep_better`` needs it.
 
     Raises:
         ValueError: settings that this schedule cannot carry out, before the first model call.
     """
-    return _Search(flow, x, settings, noise, on_step, finish_now).run()
+    return _Search(flow, x, settings, noise, on_step, finish_now, plain).run()
 
 
 class _Trajectory:
@@ -95,11 +97,11 @@ class _Best:
 
 
 class _Search(_Trajectory):
-    def __init__(self, flow, x, settings, noise, on_step=None, finish_now=None):
+    def __init__(self, flow, x, settings, noise, on_step, finish_now, plain):
         super().__init__(flow, Meter(flow, len(x), settings.micro_batch), on_step)
         settings.check(self.sigmas)
         self.start, self.settings, self.noise = x.float(), settings, noise
-        self.finish_now = finish_now
+        self.finish_now, self.plain = finish_now, plain
         self.prices = plan(settings, self.sigmas).prices if settings.max_calls else []
         self.started = time.monotonic()
         self.records: list[StepRecord] = []
@@ -222,12 +224,15 @@ class _Search(_Trajectory):
 
     def velocity_or_zero(self, x: Tensor, index: int) -> Tensor:
         """Velocity at level ``index``; not needed, and not asked for, at the clean end."""
-        if index == self.steps:
-            return torch.zeros_like(x)
-        return self.meter.velocity(x, self.sigmas[index])
+        sigma = self.sigmas[index]
+        return self.meter.velocity(x, sigma) if sigma > 0 else torch.zeros_like(x)
 
     def look_ahead(self, x: Tensor, v: Tensor, index: int) -> RewardBatch:
         return self.meter.score(x - self.sigmas[index] * v)
+
+    def judge(self, latents: Tensor) -> RewardBatch:
+        """Rewards of finished latents; a schedule that ends above 0 leaves a look-ahead to do."""
+        return self.look_ahead(latents, self.velocity_or_zero(latents, self.steps), self.steps)
 
     def stop(self, index: int) -> str | None:
         """Why to search no further before step ``index``, if anything says so."""
@@ -246,10 +251,12 @@ class _Search(_Trajectory):
         return None
 
     def result(self, latents: Tensor, stopped: str | None) -> SearchResult:
-        final, kept_plain = self.meter.score(latents), None
+        final, kept_plain = self.judge(latents), None
         if self.settings.keep_better:
-            plain = _Trajectory(self.flow, self.meter, None).onward(self.start, 0)
-            rival = self.meter.score(plain)
+            plain = self.plain
+            if plain is None:
+                plain = _Trajectory(self.flow, self.meter, None).onward(self.start, 0)
+            rival = self.judge(plain)
             worse = rival.total > final.total
             latents = torch.where(per_item(worse, latents), plain, latents)
             final = final.where(~worse, rival)

@@ -111,13 +111,13 @@ class SearchSettings:
             _within(name, getattr(self, name), 0, math.inf)
         if self.update == "steered" and self.rl_iterations > 1:
             raise ValueError(
-                f"expected rl_iterations 1 with update 'steered', got {self.rl_iterations}; it takes "
-                "one step a level: choose another update to iterate"
+                f"expected rl_iterations 1 with update 'steered', got {self.rl_iterations}; it "
+                "takes one step a level: choose another update to iterate"
             )
         if self.elitist and self.update != "steered":
             raise ValueError(
-                f"expected elitist off with update {self.update!r}, got on; only 'steered' moves to "
-                "the candidates' own level, where the two can be compared"
+                f"expected elitist off with update {self.update!r}, got on; only 'steered' moves "
+                "to the candidates' own level, where the two can be compared"
             )
 
     def check(self, sigmas: Sequence[float]) -> None:
@@ -131,8 +131,8 @@ class SearchSettings:
             )
         if self.step == "cps" and self.search_steps(steps) == steps and sigmas[-1] == 0:
             raise ValueError(
-                f"expected a search that ends before the last of {steps} steps with step 'cps', got "
-                f"external_reward_timestep {self.external_reward_timestep}; lower it to "
+                f"expected a search that ends before the last of {steps} steps with step 'cps', "
+                f"got external_reward_timestep {self.external_reward_timestep}; lower it to "
                 f"{(steps - 1) / steps:.2f}, take more steps, or choose step 'sde'"
             )
         if self.max_calls and self.max_calls < steps:

@@ -1,4 +1,4 @@
-"""The tiny world's models as diffusers objects, in the configurations its weights are stored for."""
+"""The tiny world's models as diffusers objects, in the configurations of its weights."""
 
 from __future__ import annotations
 
@@ -108,7 +108,11 @@ def world_flow(arch: str, prompts: list[str], reward: RewardMix, steps: int) -> 
     )
 
 
-def start_noise(seed: int, items: int = 1) -> Tensor:
-    """Starting latents [items, 16, 12, 12]; keyed apart from every draw of the search."""
+def start_noise(noise: KeyedNoise, items: int = 1, variant: int = 0) -> Tensor:
+    """Starting latents [items, 16, 12, 12], keyed apart from every draw of a search.
+
+    Args:
+        variant: which of many starts, for a best-of-N; 0 is the one that everything else takes.
+    """
     shape = torch.Size((LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))
-    return torch.stack([KeyedNoise(seed).draw(item, -1, 0, shape) for item in range(items)])
+    return torch.stack([noise.draw(item, -1, variant, shape) for item in range(items)])

@@ -1,4 +1,4 @@
-"""Draw compositions of the tiny world: antialiased flat shapes on a grey ground, 96 px, in torch."""
+"""Draw compositions of the tiny world: antialiased flat shapes on a grey ground, 96 px."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def normalise(state_dict: dict[str, Tensor], mean: Tensor, std: Tensor) -> dict[
 
 
 def _affine(state_dict, scale, shift):
-    """Latents z of the VAE become ``scale * z + shift``, per channel or not; decoding is inverted."""
+    """Latents z become ``scale * z + shift``, per channel or not; decoding is inverted."""
     sd = {k: v.clone() for k, v in state_dict.items()}
     channels = sd["post_quant_conv.weight"].shape[1]
     ones = sd["post_quant_conv.weight"].new_ones(channels)

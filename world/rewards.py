@@ -51,9 +51,12 @@ class ScorerReward(_WorldReward):
         return self.model(pixels, prompts).to(images.device)
 
 
+WORLD_REWARDS = {"verifier": VerifierReward, "scorer": ScorerReward}
+
+
 def world_reward(name: str) -> VerifierReward | ScorerReward:
-    """``verifier`` or ``scorer``."""
-    return {"verifier": VerifierReward, "scorer": ScorerReward}[name]()
+    """A judge of the world by its name, ``verifier`` or ``scorer``."""
+    return WORLD_REWARDS[name]()
 
 
 def accurate(images: Tensor, prompts: list[str]) -> list[bool]:

@@ -59,7 +59,7 @@ def flux_velocity(
 
 @dataclass(frozen=True)
 class Prompt:
-    """Encoded prompts: features [B, L, F] and pooled [B, P], as the pipelines' encoders give them."""
+    """Encoded prompts: features [B, L, F] and pooled [B, P], as the pipelines encode them."""
 
     embeds: Tensor
     pooled: Tensor
@@ -74,7 +74,8 @@ class DiffusersFlow:
     """A SD3 or FLUX transformer and VAE of diffusers, as the search's flow.
 
     Args:
-        transformer, vae: ``SD3Transformer2DModel`` or ``FluxTransformer2DModel``; ``AutoencoderKL``.
+        transformer: ``SD3Transformer2DModel`` or ``FluxTransformer2DModel``.
+        vae: ``AutoencoderKL``.
         prompt: the encoded prompts, one per batch item.
         negative: for SD3's classifier-free guidance; None samples without.
         guidance: SD3's CFG scale, FLUX's distilled guidance scale.

@@ -1,0 +1,5 @@
+"""``python -m flow_ttrl``."""
+
+from .cli import main
+
+raise SystemExit(main())

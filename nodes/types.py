@@ -1,0 +1,27 @@
+"""Socket types of the pack, and a schema that older hosts accept."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from comfy_api.latest import io
+
+Reward = io.Custom("TTRL_REWARD")
+"""A ``rewards.RewardMix``."""
+
+Settings = io.Custom("TTRL_SETTINGS")
+"""A ``sampling.SearchSettings``."""
+
+Report = io.Custom("TTRL_REPORT")
+"""``SearchResult.report()``, a JSON object, with the plain sample's rewards under "plain"."""
+
+CATEGORY = "sampling/Flow-TTRL"
+ADVANCED = {"advanced": True}
+"""As an input's ``extra_dict``: hidden until asked for, on hosts that know how."""
+
+_KNOWN = {field.name for field in dataclasses.fields(io.Schema)}
+
+
+def schema(**fields) -> io.Schema:
+    """``io.Schema`` without the fields that this host's version does not have."""
+    return io.Schema(**{name: value for name, value in fields.items() if name in _KNOWN})

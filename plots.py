@@ -1,0 +1,90 @@
+"""Pictures of a search: its reward curve, and images side by side."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+_INK, _MUTED, _SEARCH, _PLAIN = "#22262e", "#8a93a3", "#0f7b6c", "#c2571a"
+
+
+def reward_curve(report: dict, item: int = 0, size: tuple[int, int] = (720, 440)) -> Image.Image:
+    """The look-ahead rewards of one item's search, step by step, as an RGB image.
+
+    Args:
+        report: ``SearchResult.report()``, with or without "plain_rewards".
+        item: which image of the batch.
+        size: (width, height) in pixels.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    records = report["search_steps"]
+    at = [record["index"] + 1 for record in records]
+    groups = [record["rewards"][item] for record in records]
+    for x, group in zip(at, groups, strict=True):
+        axes.scatter([x] * len(group), group, s=12, color=_MUTED, alpha=0.5, linewidths=0)
+    if groups:
+        axes.plot(at, [np.mean(g) for g in groups], color=_MUTED, lw=1.5, label="candidates' mean")
+        axes.plot(at, [max(g) for g in groups], color=_SEARCH, lw=2, label="best candidate")
+    final = report["rewards"][item]
+    axes.scatter([report["steps"]], [final], s=60, color=_SEARCH, zorder=3)
+    axes.annotate(
+        f"searched {final:.3f}",
+        (report["steps"], final),
+        xytext=(-8, 8),
+        textcoords="offset points",
+        ha="right",
+        color=_SEARCH,
+        weight="bold",
+    )
+    plain = report.get("plain_rewards")
+    if plain:
+        axes.axhline(plain[item], color=_PLAIN, lw=1.5, ls="--", label=f"plain {plain[item]:.3f}")
+    axes.set_xlim(0.5, report["steps"] + 0.5)
+    axes.margins(y=0.12)
+    axes.set_xlabel("sampling step", color=_INK)
+    axes.set_ylabel("reward", color=_INK)
+    preset = report["settings"]["preset"]
+    axes.set_title(
+        f"Flow-TTRL · {preset} · {report['cost']['times_plain']:g}x a plain sample's calls",
+        loc="left",
+        fontsize=11,
+        color=_INK,
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e9ee", lw=0.8)
+    axes.set_axisbelow(True)
+    if groups or plain:
+        axes.legend(frameon=False, loc="lower right", fontsize=9)
+    packed = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(packed)
+    return Image.open(packed).convert("RGB")
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """An image [H, W, 3] in 0..1 as PIL."""
+    array = (image.detach().float().clamp(0, 1).cpu().numpy() * 255).round()
+    return Image.fromarray(array.astype(np.uint8))
+
+
+def side_by_side(images: list[Image.Image], captions: list[str], scale: int = 1) -> Image.Image:
+    """Images of one size next to each other, enlarged ``scale`` times, a caption under each."""
+    from PIL import ImageFont
+
+    width, height = images[0].width * scale, images[0].height * scale
+    gap, foot = 12, 34
+    sheet = Image.new("RGB", (len(images) * (width + gap) + gap, height + gap + foot), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for n, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left = gap + n * (width + gap)
+        sheet.paste(image.resize((width, height), Image.Resampling.LANCZOS), (left, gap))
+        pen.text((left, gap + height + 8), caption, fill=_INK, font=font)
+    return sheet

@@ -1,0 +1,185 @@
+"""A real ComfyUI server, with the pack linked in, for the whole session.
+
+``COMFYUI_PATH`` names the checkout; its own Python is ``COMFYUI_PYTHON`` or its ``.venv``'s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS, RUN_SECONDS = 180, 300
+
+
+def pytest_collection_modifyitems(config, items):
+    if "COMFYUI_PATH" in os.environ:
+        return
+    here = Path(__file__).parent
+    reason = "NO HOST TESTS: set COMFYUI_PATH to a ComfyUI checkout to run them"
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def host_python(home: Path) -> str:
+    for name in ("bin/python", "Scripts/python.exe"):
+        if (home / ".venv" / name).exists():
+            return str(home / ".venv" / name)
+    return os.environ.get("COMFYUI_PYTHON", sys.executable)
+
+
+@pytest.fixture(scope="session")
+def home() -> Path:
+    return Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
+
+
+@pytest.fixture(scope="session")
+def in_host(home):
+    """Runs ``scripts/<name>`` with the host's Python; its last line is a JSON object."""
+
+    def run(script: str, *args: str) -> dict:
+        path = Path(__file__).parent / "scripts" / script
+        done = subprocess.run(  # noqa: S603
+            [host_python(home), str(path), *args],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "COMFYUI_PATH": str(home)},
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    return run
+
+
+class Run:
+    """One prompt's life: its websocket messages, binary previews and history entry."""
+
+    def __init__(self, messages: list[dict], previews: int, history: dict):
+        self.messages, self.previews, self.history = messages, previews, history
+
+    @property
+    def status(self) -> str:
+        return self.history["status"]["status_str"]
+
+    @property
+    def error(self) -> str:
+        errors = [m["data"] for m in self.messages if m["type"] == "execution_error"]
+        return errors[0]["exception_message"] if errors else ""
+
+    def kinds(self) -> set[str]:
+        return {message["type"] for message in self.messages}
+
+    def output(self, node: str) -> dict:
+        return self.history["outputs"][node]
+
+    def text(self, node: str) -> str:
+        return "\n".join(self.output(node)["text"])
+
+
+class Server:
+    """HTTP and websocket of a running ComfyUI."""
+
+    def __init__(self, port: int, base: Path):
+        self.address, self.base = f"127.0.0.1:{port}", base
+        self.client = uuid.uuid4().hex
+
+    def get(self, path: str):
+        import requests
+
+        return requests.get(f"http://{self.address}{path}", timeout=30)
+
+    def post(self, path: str, body: dict):
+        import requests
+
+        return requests.post(f"http://{self.address}{path}", json=body, timeout=30)
+
+    def run(self, prompt: dict, on_message=None) -> Run:
+        """Queue ``prompt`` (API format) and follow it to its end.
+
+        ``on_message`` is told of every message (None for a binary preview).
+        """
+        import websocket
+
+        socket_ = websocket.create_connection(
+            f"ws://{self.address}/ws?clientId={self.client}", timeout=RUN_SECONDS
+        )
+        answer = self.post("/prompt", {"prompt": prompt, "client_id": self.client})
+        assert answer.status_code == 200, answer.text
+        prompt_id = answer.json()["prompt_id"]
+        messages, previews = [], 0
+        while True:
+            raw = socket_.recv()
+            message = None if isinstance(raw, bytes) else json.loads(raw)
+            if message is None:
+                previews += 1
+            else:
+                messages.append(message)
+            if on_message:
+                on_message(message)
+            data = (message or {}).get("data", {})
+            mine = data.get("prompt_id") == prompt_id
+            if mine and message["type"] == "executing" and data["node"] is None:
+                break
+        socket_.close()
+        for _ in range(100):
+            history = self.get(f"/history/{prompt_id}").json()
+            if prompt_id in history:
+                return Run(messages, previews, history[prompt_id])
+            time.sleep(0.1)
+        raise AssertionError(f"prompt {prompt_id} never came into the history")
+
+    def view(self, image: dict) -> bytes:
+        query = f"filename={image['filename']}&type={image['type']}&subfolder={image['subfolder']}"
+        return self.get(f"/view?{query}").content
+
+    def load(self, name: str):
+        """The tensor dictionary that ``SaveLatent`` left under ``name`` in the output folder."""
+        from safetensors.torch import load_file
+
+        return load_file(self.base / "output" / name)
+
+
+@pytest.fixture(scope="session")
+def server(home, tmp_path_factory):
+    """A running server; started once, ended by its process id."""
+    import requests
+
+    base = tmp_path_factory.mktemp("comfyui")
+    for folder in ("custom_nodes", "models", "input", "output", "temp", "user"):
+        (base / folder).mkdir()
+    (base / "custom_nodes" / "flow-ttrl").symlink_to(ROOT)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [host_python(home), str(home / "main.py"), "--cpu", "--listen", "127.0.0.1"]
+    command += ["--port", str(port), "--base-directory", str(base), "--disable-api-nodes"]
+    command += ["--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb"]
+    command += ["--disable-auto-launch", "--cache-classic"]
+    log_path = base / "server.log"
+    with log_path.open("w") as log:
+        process = subprocess.Popen(  # noqa: S603
+            command, cwd=base, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            running = Server(port, base)
+            for _ in range(START_SECONDS * 2):
+                assert process.poll() is None, log_path.read_text()[-4000:]
+                try:
+                    running.get("/system_stats")
+                    break
+                except requests.ConnectionError:
+                    time.sleep(0.5)
+            running.log = log_path
+            yield running
+        finally:
+            process.terminate()
+            process.wait(60)
