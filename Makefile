@@ -1,0 +1,35 @@
+# make env | demo | test | test-all | host-test COMFYUI=path | lint
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: env demo test test-all host-test lint clean
+
+env: $(STAMP)
+
+# Brought up to date whenever what is to be installed changes; PIP_CONSTRAINT is honoured.
+$(STAMP): pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[standalone,test]"
+	@touch $@
+
+demo: env
+	$(BIN)/flow-ttrl demo
+
+test: env
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/host
+
+test-all: env
+	$(BIN)/python -m pytest --ignore=tests/host
+
+host-test: env
+	@test -n "$(COMFYUI)" || { echo "usage: make host-test COMFYUI=/path/to/ComfyUI"; exit 2; }
+	COMFYUI_PATH="$(COMFYUI)" $(BIN)/python -m pytest tests/host --junitxml=out/host-tests.xml
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) out build *.egg-info
