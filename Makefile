@@ -1,10 +1,10 @@
-# make env | demo | test | test-all | host-test COMFYUI=path | lint
+# make env | demo | test | test-all | host-test COMFYUI=path | browser-test COMFYUI=path | lint
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-all host-test lint clean
+.PHONY: env demo test test-all host-test browser-test lint clean
 
 env: $(STAMP)
 
@@ -18,14 +18,18 @@ demo: env
 	$(BIN)/flow-ttrl demo
 
 test: env
-	$(BIN)/python -m pytest -m "not slow" --ignore=tests/host
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/host --ignore=tests/browser
 
 test-all: env
-	$(BIN)/python -m pytest --ignore=tests/host
+	$(BIN)/python -m pytest --ignore=tests/host --ignore=tests/browser
 
 host-test: env
 	@test -n "$(COMFYUI)" || { echo "usage: make host-test COMFYUI=/path/to/ComfyUI"; exit 2; }
 	COMFYUI_PATH="$(COMFYUI)" $(BIN)/python -m pytest tests/host --junitxml=out/host-tests.xml
+
+browser-test: env
+	@test -n "$(COMFYUI)" || { echo "usage: make browser-test COMFYUI=/path/to/ComfyUI"; exit 2; }
+	COMFYUI_PATH="$(COMFYUI)" $(BIN)/python -m pytest tests/browser
 
 lint: env
 	$(BIN)/ruff check .

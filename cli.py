@@ -96,7 +96,7 @@ def _rates(answer: dict) -> str:
     columns = ["accuracy", "verifier", "scorer", *families]
     lines = [
         f"{answer['prompts']} held-out prompts ({answer['half']} half), {answer['arch']}, "
-        f"driven by the {answer['driver']}, {answer['cost']['times_plain']:g}x a plain sample's calls",
+        f"driven by the {answer['driver']}, {answer['cost']['times_plain']:g}x the calls of plain",
         " " * 12 + "".join(column.rjust(10) for column in columns),
     ]
     labels = {"plain": "plain", "best_of_n": f"best of {answer['best_of']}", "search": "search"}

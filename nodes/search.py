@@ -166,11 +166,6 @@ class SearchSettingsNode(io.ComfyNode):
                     step=0.01,
                     **_custom("Size of the last move. 0: no move."),
                 ),
-                io.Boolean.Input(
-                    "elitist",
-                    default=start.elitist,
-                    **_custom("Go on from the best candidate where it beats the steered latent."),
-                ),
                 io.Float.Input(
                     "scale_factor",
                     default=start.scale_factor,

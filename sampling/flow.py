@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
@@ -118,11 +119,16 @@ class Meter:
 
         return RewardBatch.cat([call(rows) for rows in self._batches(x0)])
 
-    def pullback(self, step: Step, x: Tensor, sigma: float, cotangent: Tensor) -> Tensor:
-        """J^T ``cotangent`` [B, ...], J = d mean / d x of ``step`` through the model at ``x``."""
-        with self.flow.gradients():
+    def pullback(
+        self, step: Step, x: Tensor, sigma: float, cotangent: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """J^T ``cotangent(v)`` [B, ...] and v, J = d mean / d x of ``step`` through the model."""
+        with self.flow.gradients(), torch.enable_grad():
             leaf = x.clone().requires_grad_()
-            mean = step.mean(leaf, self.velocity(leaf, sigma))
-            (gradient,) = torch.autograd.grad(mean, leaf, cotangent.clone())
+            v = self.velocity(leaf, sigma)
+            known = v.detach()
+            with torch.no_grad():
+                pulled = cotangent(known)
+            (gradient,) = torch.autograd.grad(step.mean(leaf, v), leaf, pulled.clone())
         self.cost.backwards += len(x)
-        return gradient.detach()
+        return gradient.detach(), known

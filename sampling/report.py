@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
@@ -18,7 +19,6 @@ class StepRecord:
         eta: noise level of the stochastic step; lower than ``eta_asked`` where it was capped.
         rewards: look-ahead rewards, a list of the candidates' for each item.
         values: the same for each reward by name.
-        kept: the steered latent's own look-ahead (None where the update has none).
         not_finite: rewards that were NaN or infinite and counted as the group's mean.
         calls: calls spent so far in the whole run, a backward counted as two.
     """
@@ -30,7 +30,6 @@ class StepRecord:
     objective: str
     rewards: list[list[float]]
     values: dict[str, list[list[float]]]
-    kept: list[float] | None
     not_finite: int
     calls: int
     seconds: float
@@ -88,7 +87,7 @@ class SearchResult:
 
     def report(self) -> dict:
         """Everything but the latents, as a JSON object."""
-        return {
+        report = {
             "settings": asdict(self.settings),
             "seed": self.seed,
             "steps": self.steps,
@@ -100,3 +99,13 @@ class SearchResult:
             "seconds": round(self.seconds, 3),
             "search_steps": [asdict(record) for record in self.records],
         }
+        return _json(report)
+
+
+def _json(value):
+    """``value`` with NaN and infinities, which JSON does not know, as None."""
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .updates import Group, cotangent, move, per_item, steer, temper
 OnStep = Callable[[StepEvent], None]
 
 
+@torch.no_grad()
 def sample(flow: Flow, x: Tensor, on_step: OnStep | None = None) -> Tensor:
     """Plain Euler sampling of ``x`` [B, ...]; a search that is off gives the same bits."""
     return _Trajectory(flow, Meter(flow, len(x)), on_step).onward(x.float(), 0)
@@ -61,22 +63,21 @@ class _Trajectory:
     def euler(self, x: Tensor, v: Tensor, index: int) -> Tensor:
         return x + v * self.dt[index]
 
-    def onward(self, x: Tensor, start: int | Tensor, v: Tensor | None = None) -> Tensor:
-        """Latents at level ``start`` (velocity ``v`` there, if known) sampled to clean ones.
+    def onward(self, x: Tensor, start: int | Tensor) -> Tensor:
+        """Latents at level ``start`` sampled to clean ones.
 
         With one start per item [B], an item waits until the others have come to its level.
         """
         starts = torch.as_tensor(start, device=x.device).expand(len(x))
         for index in range(int(starts.min()), self.steps):
-            if v is None:
-                v = self.meter.velocity(x, self.sigmas[index])
+            v = self.meter.velocity(x, self.sigmas[index])
             moving = per_item(starts <= index, x)
             self.tell(index, x, v, None)
-            x, v = torch.where(moving, self.euler(x, v, index), x), None
+            x = torch.where(moving, self.euler(x, v, index), x)
         return x
 
     def tell(self, index: int, x: Tensor, v: Tensor, record: StepRecord | None) -> None:
-        if self.on_step:
+        if self.on_step is not None:
             sigma = self.sigmas[index]
             self.on_step(StepEvent(index, self.steps, sigma, x, x - sigma * v, record))
 
@@ -102,7 +103,9 @@ class _Search(_Trajectory):
         settings.check(self.sigmas)
         self.start, self.settings, self.noise = x.float(), settings, noise
         self.finish_now, self.plain = finish_now, plain
-        self.prices = plan(settings, self.sigmas).prices if settings.max_calls else []
+        last_look = int(self.sigmas[-1] > 0)
+        self.closing = last_look + settings.keep_better * (self.steps + last_look)
+        self.plan = plan(settings, self.sigmas) if settings.max_calls else None
         self.started = time.monotonic()
         self.records: list[StepRecord] = []
         items = len(x)
@@ -112,32 +115,31 @@ class _Search(_Trajectory):
             torch.zeros(items, dtype=torch.long, device=x.device),
         )
 
+    @torch.no_grad()
     def run(self) -> SearchResult:
-        x, v, index, stopped = self.start, None, 0, None
-        reference, v_reference = x, None
+        x, index, stopped = self.start, 0, None
+        reference = x
         window = self.settings.search_steps(self.steps)
         while index < window and not (stopped := self.stop(index)):
-            if v is None:
-                v = self.meter.velocity(x, self.sigmas[index])
+            v = self.meter.velocity(x, self.sigmas[index])
             if not self.settings.needs_reference(self.steps) or index == 0:
                 reference, v_reference = x, v
             else:
                 v_reference = self.meter.velocity(reference, self.sigmas[index])
-            before, v_before = x, v
-            x, v = self.search_step(index, x, v, reference, v_reference)
-            self.tell(index, before, v_before, self.records[-1])
+            following = self.search_step(index, x, v, reference, v_reference)
+            self.tell(index, x, v, self.records[-1])
             reference = self.euler(reference, v_reference, index)
-            index += 1
-        if stopped and self.records:
+            x, index = following, index + 1
+        if stopped and self.records and self.back <= self.left:
             latents = self.onward(self.best.latent, self.best.level)
         else:
-            latents = self.onward(x, index, v)
+            latents = self.onward(x, index)
         return self.result(latents, stopped)
 
     def search_step(
         self, index: int, x: Tensor, v: Tensor, reference: Tensor, v_reference: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """The next latent, and its velocity where that is already known."""
+    ) -> Tensor:
+        """The next latent."""
         settings, began = self.settings, time.monotonic()
         step, eta, eta_asked = self.stochastic_step(index)
         noise = self.noise.group(index, settings.group_size, x)
@@ -147,7 +149,8 @@ class _Search(_Trajectory):
         samples = (mean + step.std * noise).flatten(0, 1)
         v_samples = self.velocity_or_zero(samples, index + 1)
         ahead = self.look_ahead(samples, v_samples, index + 1)
-        rewards, not_finite = _finite(ahead.total.float().view(settings.group_size, -1))
+        total = ahead.total.float().view(settings.group_size, -1)
+        rewards = _mended(total)
         group = Group(
             step=step,
             s=self.sigmas[index],
@@ -159,19 +162,11 @@ class _Search(_Trajectory):
             rewards=rewards,
             prdp=index < settings.prdp_steps(self.steps),
         )
-        best, pick = rewards.max(0)
-        candidate = _pick(samples.view_as(noise), pick)
-        self.best.offer(best, candidate, index + 1)
+        best, pick = _or_worst(total).max(0)
+        chosen = samples.view_as(noise)[pick, torch.arange(len(pick), device=pick.device)]
+        self.best.offer(best, chosen, index + 1)
 
-        x, v_next, kept = self.advance(index, group, eta), None, None
-        if settings.elitist:
-            v_next = self.velocity_or_zero(x, index + 1)
-            kept, _ = _finite(self.look_ahead(x, v_next, index + 1).total.float()[None])
-            kept = kept[0]
-            worse = per_item(best > kept, x)
-            x = torch.where(worse, candidate, x)
-            v_next = torch.where(worse, _pick(v_samples.view_as(noise), pick), v_next)
-            self.best.offer(kept, x, index + 1)
+        x = self.advance(index, group, eta)
         self.records.append(
             StepRecord(
                 index=index,
@@ -181,37 +176,45 @@ class _Search(_Trajectory):
                 objective="prdp" if group.prdp else "grpo",
                 rewards=rewards.T.tolist(),
                 values={k: t.view_as(rewards).T.tolist() for k, t in ahead.values.items()},
-                kept=None if kept is None else kept.tolist(),
-                not_finite=not_finite,
+                not_finite=int((~total.isfinite()).sum()),
                 calls=self.meter.cost.calls,
                 seconds=round(time.monotonic() - began, 4),
             )
         )
-        return x, v_next
+        return x
 
     def advance(self, index: int, group: Group, eta: float) -> Tensor:
         """The next latent: a steered stochastic step, or moves and an ordinary step."""
         settings, sigma = self.settings, group.s
         x, v = group.x, group.v
         if settings.update == "steered":
-            return steer(group, self.direction(group, x, v))
+            return steer(group, self.direction(group, x, v)[0])
         size = settings.move_size(
             index, self.steps, eta=eta, h=group.h, elements=x[0].numel(), prdp=group.prdp
         )
         for iteration in range(settings.rl_iterations):
-            if iteration:
-                v = self.meter.velocity(x, sigma)
-            x = move(settings.update, x, v, sigma, self.direction(group, x, v), size)
+            known = v if iteration == 0 else None
+            direction, v = self.direction(group, x, known)
+            x = move(settings.update, x, v, sigma, direction, size)
         if not torch.equal(x, group.x):
             v = self.meter.velocity(x, sigma)
         return self.euler(x, v, index)
 
-    def direction(self, group: Group, x: Tensor, v: Tensor) -> Tensor:
-        """Where the objective falls, in the latent's space: the variants differ by J alone."""
-        descent = -cotangent(group, group.step.mean(x, v), self.settings)
+    def direction(self, group: Group, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Where the objective falls, in the latent's space, and the velocity at ``x``.
+
+        The variants differ by J alone.
+        """
+
+        def descent(v: Tensor) -> Tensor:
+            return -cotangent(group, group.step.mean(x, v), self.settings)
+
         if self.settings.gradient == "exact":
-            return self.meter.pullback(group.step, x, group.s, descent)
-        return descent
+            return self.meter.pullback(
+                group.step, x, group.s, lambda again: descent(again if v is None else v)
+            )
+        v = self.meter.velocity(x, group.s) if v is None else v
+        return descent(v), v
 
     def stochastic_step(self, index: int) -> tuple[Step, float, float]:
         """The step at ``index``, its eta and the eta asked for."""
@@ -236,8 +239,8 @@ class _Search(_Trajectory):
 
     def stop(self, index: int) -> str | None:
         """Why to search no further before step ``index``, if anything says so."""
-        settings, items = self.settings, len(self.start)
-        if self.finish_now and self.finish_now():
+        settings = self.settings
+        if self.finish_now is not None and self.finish_now():
             return "finish_now"
         if settings.max_seconds and time.monotonic() - self.started >= settings.max_seconds:
             return "max_seconds"
@@ -245,10 +248,21 @@ class _Search(_Trajectory):
         if target is not None and bool((self.best.reward >= target).all()):
             return "target_reward"
         if settings.max_calls:
-            price = self.prices[index] + self.steps - int(self.best.level.min())
-            if self.meter.cost.calls + items * price > items * settings.max_calls:
+            whole = self.plan.cost.calls - sum(self.plan.prices[:index])
+            # one more step, and then on from the best so far; or else simply all that is planned
+            if min(self.plan.prices[index] + self.back, whole) > self.left:
                 return "max_calls"
         return None
+
+    @property
+    def left(self) -> float:
+        """Calls that an item may still spend."""
+        return (self.settings.max_calls or math.inf) - self.meter.cost.calls / len(self.start)
+
+    @property
+    def back(self) -> int:
+        """Calls that an item needs to go on from the best so far to the end."""
+        return self.steps - int(self.best.level.min()) + self.closing
 
     def result(self, latents: Tensor, stopped: str | None) -> SearchResult:
         final, kept_plain = self.judge(latents), None
@@ -257,7 +271,7 @@ class _Search(_Trajectory):
             if plain is None:
                 plain = _Trajectory(self.flow, self.meter, None).onward(self.start, 0)
             rival = self.judge(plain)
-            worse = rival.total > final.total
+            worse = (rival.total > final.total) | final.total.isnan()
             latents = torch.where(per_item(worse, latents), plain, latents)
             final = final.where(~worse, rival)
             kept_plain = worse.tolist()
@@ -276,14 +290,13 @@ class _Search(_Trajectory):
         )
 
 
-def _pick(candidates: Tensor, index: Tensor) -> Tensor:
-    """Candidate ``index[b]`` of each item b from [G, B, ...]."""
-    return candidates[index, torch.arange(len(index), device=index.device)]
-
-
-def _finite(rewards: Tensor) -> tuple[Tensor, int]:
-    """Rewards [G, B] with NaN and infinities at the mean of the group's others, and their count."""
+def _mended(rewards: Tensor) -> Tensor:
+    """Rewards [G, B] with NaN and infinities at the mean of the group's others: no advantage."""
     finite = rewards.isfinite()
     known = rewards.where(finite, 0)
-    mean = known.sum(0) / finite.sum(0).clamp(min=1)
-    return known.where(finite, mean), int((~finite).sum())
+    return known.where(finite, known.sum(0) / finite.sum(0).clamp(min=1))
+
+
+def _or_worst(rewards: Tensor) -> Tensor:
+    """Rewards with NaN and infinities below every other, so that they are never chosen."""
+    return rewards.where(rewards.isfinite(), -torch.inf)

@@ -43,7 +43,6 @@ class SearchSettings:
             the update; ``rotation`` turns the latent, ``noise_rotation`` its noise estimate;
             ``additive`` adds; ``scale_factor`` adds the paper's scaled gradient.
         update_range: size of a move: radians (rotations) or share of the latent's norm (additive).
-        elitist: go on from the best candidate where the steered latent's look-ahead is worse.
         scale_factor, prdp_scale, grpo_scale: the paper's step size and its multipliers by phase,
             for ``scale_factor`` alone; meant for 1024 px and rescaled to any other size.
         beta1: PRDP's temperature. beta2: weight of the KL to the reference trajectory.
@@ -66,11 +65,10 @@ class SearchSettings:
     internal_reward_timestep: float = 0.0
     external_reward_timestep: float = 0.85
     step: str = "cps"
-    noise_range: tuple[float, float] = (0.5, 0.2)
+    noise_range: tuple[float, float] = (0.3, 0.1)
     gradient: str = "jacobian_free"
     update: str = "steered"
     update_range: tuple[float, float] = (0.5, 0.2)
-    elitist: bool = True
     scale_factor: float = 500.0
     prdp_scale: float = 0.01
     grpo_scale: float = 10.0
@@ -87,17 +85,25 @@ class SearchSettings:
     micro_batch: int = 0
 
     def __post_init__(self):
+        for name in ("noise_range", "update_range"):
+            pair = getattr(self, name)
+            if not isinstance(pair, Sequence) or len(pair) != 2:
+                raise ValueError(f"expected {name} to be (first, last), got {pair!r}")
+            object.__setattr__(self, name, tuple(pair))
         _one_of("step", self.step, STEPS)
         _one_of("gradient", self.gradient, GRADIENTS)
         _one_of("update", self.update, UPDATES)
+        for name in ("group_size", "rl_iterations", "max_calls", "micro_batch"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(
+                    f"expected {name} to be a whole number; got {getattr(self, name)!r}"
+                )
+        if self.target_reward is not None and math.isnan(self.target_reward):
+            raise ValueError("expected target_reward to be a number or None; got nan")
         _within("group_size", self.group_size, 2, 256, "advantages compare candidates")
         _within("rl_iterations", self.rl_iterations, 1, 64)
         _within("internal_reward_timestep", self.internal_reward_timestep, 0, 1)
         _within("external_reward_timestep", self.external_reward_timestep, 0, 1)
-        for name in ("noise_range", "update_range"):
-            pair = getattr(self, name)
-            if len(pair) != 2:
-                raise ValueError(f"expected {name} to be (first, last), got {pair!r}")
         highest = 1 if self.step == "cps" else 10
         for eta in self.noise_range:
             _within("noise_range", eta, 1e-3, highest, "an eta of 0 leaves candidates all alike")
@@ -114,11 +120,6 @@ class SearchSettings:
                 f"expected rl_iterations 1 with update 'steered', got {self.rl_iterations}; it "
                 "takes one step a level: choose another update to iterate"
             )
-        if self.elitist and self.update != "steered":
-            raise ValueError(
-                f"expected elitist off with update {self.update!r}, got on; only 'steered' moves "
-                "to the candidates' own level, where the two can be compared"
-            )
 
     def check(self, sigmas: Sequence[float]) -> None:
         """Raise ValueError if these settings cannot be carried out on ``sigmas`` [T + 1]."""
@@ -129,21 +130,18 @@ class SearchSettings:
                 f"expected noise levels falling within 1..0, got {[round(s, 4) for s in sigmas]}; "
                 "wire a flow-matching model's own schedule"
             )
-        if self.step == "cps" and self.search_steps(steps) == steps and sigmas[-1] == 0:
+        least = (steps + (sigmas[-1] > 0)) * (2 if self.keep_better else 1)
+        if self.max_calls and self.max_calls < least:
             raise ValueError(
-                f"expected a search that ends before the last of {steps} steps with step 'cps', "
-                f"got external_reward_timestep {self.external_reward_timestep}; lower it to "
-                f"{(steps - 1) / steps:.2f}, take more steps, or choose step 'sde'"
-            )
-        if self.max_calls and self.max_calls < steps:
-            raise ValueError(
-                f"expected max_calls of at least the {steps} calls of a plain sample, got "
+                f"expected max_calls of at least the {least} calls of a plain sample"
+                f"{' and its rival' if self.keep_better else ''}, got "
                 f"{self.max_calls}; raise it, or set 0 for no limit"
             )
 
     def search_steps(self, steps: int) -> int:
-        """How many of ``steps`` search."""
-        return math.ceil(steps * self.external_reward_timestep - 1e-9)
+        """How many of ``steps`` search; with ``cps`` not the last one, which has no noise."""
+        asked = math.ceil(steps * self.external_reward_timestep - 1e-9)
+        return min(asked, steps - 1) if self.step == "cps" else asked
 
     def prdp_steps(self, steps: int) -> int:
         """How many of ``steps`` search with PRDP."""
@@ -186,7 +184,6 @@ PRESETS = {
         noise_range=(1.5, 0.5),
         gradient="exact",
         update="scale_factor",
-        elitist=False,
         beta2=2e-4,
         clip=0.02,
     ),

@@ -131,7 +131,10 @@ def rotate(x: Tensor, direction: Tensor, angle: float) -> Tensor:
 
 def rotate_noise(x: Tensor, v: Tensor, s: float, direction: Tensor, angle: float) -> Tensor:
     """``x`` with its noise estimate e = x + (1 - s) v turned, its data estimate x - s v kept."""
-    return (1 - s) * (x - s * v) + s * rotate(x + (1 - s) * v, direction, angle)
+    e = x + (1 - s) * v
+    turned = rotate(e, direction, angle)
+    # x itself where nothing turned: put together again from its parts it would be rounded
+    return torch.where(norm(turned - e) > 0, (1 - s) * (x - s * v) + s * turned, x)
 
 
 def move(kind: str, x: Tensor, v: Tensor, s: float, direction: Tensor, size: float) -> Tensor:

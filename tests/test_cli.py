@@ -54,7 +54,6 @@ def test_evaluate_prints_rates(capsys):
     "argv",
     [
         ["demo", "--prompt", "a cat on a mat"],
-        ["demo", "--steps", "1"],
     ],
 )
 def test_errors_say_what_was_expected(capsys, argv):

@@ -68,7 +68,7 @@ def build_transformer(arch: str) -> SD3Transformer2DModel | FluxTransformer2DMod
     return FluxTransformer2DModel(**FLUX_CONFIG)
 
 
-GUIDANCE = {"sd3": 3.0, "flux": 3.0}
+GUIDANCE = {"sd3": 3.0, "flux": 4.5}
 """Guidance scales that the world's models do best at: CFG for SD3, distilled for FLUX."""
 SHIFT = 3.0
 

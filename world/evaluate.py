@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..plots import reward_curve, side_by_side, to_pil
-from ..rewards import RewardMix
+from ..rewards import RewardMix, Scores
 from ..sampling import Cost, KeyedNoise, SearchSettings, plan, sample, search
 from .diffusers import start_noise, world_flow
 from .prompts import FAMILIES, held_out, parse
@@ -25,9 +25,14 @@ BATCH = 10
 """Prompts evaluated side by side; results do not depend on it beyond rounding."""
 
 
+def judges(driver: str) -> RewardMix:
+    """Both of the world's judges, ``driver`` giving the total and the other one only measured."""
+    return RewardMix(tuple((world_reward(name), float(name == driver)) for name in WORLD_REWARDS))
+
+
 def driven_by(name: str) -> RewardMix:
-    """Both of the world's judges, ``name`` driving and the other one measured."""
-    return RewardMix(tuple((world_reward(n), float(n == name)) for n in WORLD_REWARDS))
+    """The judge ``name`` alone, to drive a search."""
+    return RewardMix(((world_reward(name), 1.0),))
 
 
 def demo(
@@ -47,21 +52,19 @@ def demo(
     start = start_noise(noise)
     with torch.inference_mode(settings.gradient != "exact"):
         plain = flow.decode(sample(flow, start))
-        plain_scores = flow.score(plain)
         result = search(flow, start, settings, noise)
         searched = flow.decode(result.latents)
 
-    def verdict(images: Tensor, total: Tensor, values: dict[str, Tensor]) -> dict:
-        judged = {name: round(value.item(), 4) for name, value in values.items()}
+    def verdict(images: Tensor) -> dict:
+        scores = judges(reward).score(images, [prompt])
         return {
-            "reward": round(total.item(), 4),
+            "reward": round(scores.total.item(), 4),
             "accurate": accurate(images, [prompt])[0],
-            **judged,
+            **{name: round(value.item(), 4) for name, value in scores.values.items()},
         }
 
-    before = verdict(plain, plain_scores.total, plain_scores.values)
-    after = verdict(searched, result.rewards, result.values)
-    report = result.report() | {"plain_rewards": plain_scores.total.tolist()}
+    before, after = verdict(plain), verdict(searched)
+    report = result.report() | {"plain_rewards": [before["reward"]]}
     report |= {"prompt": prompt, "arch": arch, "reward": reward, "plain": before, "search": after}
 
     out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +92,7 @@ def evaluate(
 ) -> dict:
     """Plain sampling, best-of-N at equal calls and search on ``n`` held-out prompts of ``half``."""
     prompts = held_out(half, n)
-    mix = driven_by(reward)
+    mix, measure = driven_by(reward), judges(reward)
     price = plan(settings, world_flow(arch, prompts[:1], mix, steps).sigmas.tolist()).cost.calls
     rivals = max(1, math.ceil(price / steps))
     tallies = {name: _Tally(prompts) for name in ("plain", "best_of_n", "search")}
@@ -101,11 +104,16 @@ def evaluate(
             noise = KeyedNoise(seed, first)
 
             starts = [start_noise(noise, len(asked), variant) for variant in range(rivals)]
-            draws = [_judged(flow, sample(flow, start)) for start in starts]
+
+            def judged(latents: Tensor, flow=flow, asked=asked) -> tuple[Tensor, Scores]:
+                images = flow.decode(latents)
+                return images, measure.score(images, asked)
+
+            draws = [judged(sample(flow, start)) for start in starts]
             result = search(flow, starts[0], settings, noise)
             tallies["plain"].add(*draws[0])
             tallies["best_of_n"].add(*_best(draws))
-            tallies["search"].add(*_judged(flow, result.latents))
+            tallies["search"].add(*judged(result.latents))
             for name, spent in asdict(result.cost).items():
                 setattr(cost, name, getattr(cost, name) + spent)
             log.info("%d of %d prompts", first + len(asked), n)
@@ -120,21 +128,19 @@ def evaluate(
     }
 
 
-def _judged(flow, latents: Tensor) -> tuple:
-    """Images of clean latents, and their scores."""
-    images = flow.decode(latents)
-    return images, flow.score(images)
-
-
-def _best(draws: list) -> tuple:
+def _best(draws: list[tuple[Tensor, Scores]]) -> tuple[Tensor, Scores]:
     """Of each item the draw with the highest total: images and scores."""
-    totals = torch.stack([scores.total for _, scores in draws])
-    pick = totals.argmax(0)
+    pick = torch.stack([scores.total for _, scores in draws]).argmax(0)
     rows = torch.arange(len(pick))
-    images, scores = torch.stack([images for images, _ in draws])[pick, rows], draws[0][1]
-    for rank, (_, other) in enumerate(draws[1:], 1):
-        scores = other.where(pick == rank, scores)
-    return images, scores
+
+    def chosen(tensors: list[Tensor]) -> Tensor:
+        return torch.stack(tensors)[pick, rows]
+
+    values = {
+        name: chosen([scores.values[name] for _, scores in draws]) for name in draws[0][1].values
+    }
+    total = chosen([scores.total for _, scores in draws])
+    return chosen([images for images, _ in draws]), Scores(total, values)
 
 
 class _Tally:
@@ -145,7 +151,7 @@ class _Tally:
         self.totals: list[float] = []
         self.values: dict[str, list[float]] = {}
 
-    def add(self, images: Tensor, scores) -> None:
+    def add(self, images: Tensor, scores: Scores) -> None:
         start = len(self.accurate)
         self.accurate += accurate(images, self.prompts[start : start + len(images)])
         self.totals += scores.total.tolist()

@@ -123,11 +123,11 @@ def train_sd3(work: Path, steps: int) -> None:
 
 
 def train_flux(work: Path, steps: int) -> None:
-    """Plain training at guidance 1, then guidance distillation for a fifth as many steps."""
+    """Plain training at guidance 1, then guidance distillation for an eighth as many steps."""
     flow = Flow("flux", work, seed=4)
     teacher = Run(flow.model, work / "flux_base.pt", steps=steps, lr=6e-4).train(flow.loss)
     flow.model.load_state_dict(teacher.state_dict())
-    run = Run(flow.model, work / "flux.pt", steps=steps // 5, lr=2e-4)
+    run = Run(flow.model, work / "flux.pt", steps=steps // 8, lr=2e-4)
     run.train(flow.distillation_loss(teacher))
 
 
@@ -174,15 +174,15 @@ def main() -> None:
     log.info("%s: torch %s, %d threads", args.stage, torch.__version__, torch.get_num_threads())
     match args.stage:
         case "vae":
-            train_vae(args.work, args.steps or 1600)
+            train_vae(args.work, args.steps or 1_600)
         case "latents":
             encode_dataset(args.work)
         case "sd3":
-            train_sd3(args.work, args.steps or 20_000)
+            train_sd3(args.work, args.steps or 10_000)
         case "flux":
-            train_flux(args.work, args.steps or 17_000)
+            train_flux(args.work, args.steps or 8_500)
         case "scorer":
-            train_scorer(args.work, args.steps or 6000)
+            train_scorer(args.work, args.steps or 2_000)
         case "export":
             export(args.work, Path(__file__).parent / "weights")
 

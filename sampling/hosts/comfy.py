@@ -51,7 +51,7 @@ def decode(vae, base_model, x0: Tensor) -> Tensor:
     latents = base_model.process_latent_out(x0).to(vae.device)
     dtype = vae.vae_dtype
     need = vae.memory_used_decode((1, *latents.shape[1:]), dtype)
-    at_once = max(1, int(vae.patcher.get_free_memory(vae.device) / max(need, 1)))
+    at_once = max(1, int(comfy.model_management.get_free_memory(vae.device) / max(need, 1)))
 
     def images(rows: Tensor) -> Tensor:
         decoded = vae.first_stage_model.decode(rows.to(dtype)).float()

@@ -70,9 +70,7 @@ def search(name: str, seed: int, steps: int, cfg: float = 3.0, **settings) -> di
             reward=["model", 3],
             prompt=PROMPT,
         )
-        nodes[f"{name} {kind} preview"] = _node(
-            "PreviewImage", images=[f"{name} {kind} image", 0]
-        )
+        nodes[f"{name} {kind} preview"] = _node("PreviewImage", images=[f"{name} {kind} image", 0])
     return nodes
 
 
@@ -88,13 +86,12 @@ SETTINGS = {
     "internal_reward_timestep": 0.0,
     "external_reward_timestep": 0.85,
     "step": "cps",
-    "noise_first": 0.5,
-    "noise_last": 0.2,
+    "noise_first": 0.3,
+    "noise_last": 0.1,
     "gradient": "jacobian_free",
     "update": "steered",
     "update_first": 0.5,
     "update_last": 0.2,
-    "elitist": True,
     "scale_factor": 500.0,
     "prdp_scale": 0.01,
     "grpo_scale": 10.0,

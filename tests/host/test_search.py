@@ -139,9 +139,9 @@ def test_errors_come_before_the_first_model_call(server):
     assert "expected a prompt in the words" in run.error
     assert "progress" not in run.kinds()
 
-    too_long = graphs.search("bad", 1, STEPS, preset="custom", external_reward_timestep=1.0)
-    run = server.run({**demo, **too_long})
-    assert "expected a search that ends before the last" in run.error
+    too_little = graphs.search("bad", 1, STEPS, max_calls=STEPS - 1)
+    run = server.run({**demo, **too_little})
+    assert "expected max_calls of at least" in run.error
     assert "progress" not in run.kinds()
 
 

@@ -1,0 +1,127 @@
+"""Every example workflow, opened and run in the real frontend.
+
+Screenshots go to ``out/browser``. With ``FLOW_TTRL_THUMBNAILS=1`` the run also writes each
+workflow's thumbnail (``workflows/<name>.jpg``) and its API form (``tests/host/workflows_api``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+API = ROOT / "tests" / "host" / "workflows_api"
+OUT = ROOT / "out" / "browser"
+WRITE = os.environ.get("FLOW_TTRL_THUMBNAILS") == "1"
+THUMBNAIL_WIDTH, THUMBNAIL_BYTES = 1280, 250_000
+DISPLAY_ONLY = {"PreviewAny"}
+"""Nodes whose widgets only show results; their number differs between versions."""
+AGAIN = "run the browser tests with FLOW_TTRL_THUMBNAILS=1 to bring it up to date"
+FRONTEND_ONLY = {"Note", "MarkdownNote"}
+"""Nodes that never reach the server."""
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def check_widgets(workflow: dict, loaded: list[dict]) -> None:
+    """Every stored value is at its own widget, and every choice is one that there is."""
+    stored = {str(node["id"]): node.get("widgets_values", []) for node in workflow["nodes"]}
+    for node in loaded:
+        if node["type"] in DISPLAY_ONLY:
+            continue
+        values = [widget["value"] for widget in node["widgets"]]
+        assert values == stored[node["id"]], node["title"]
+        for widget in node["widgets"]:
+            if widget["options"]:
+                assert widget["value"] in widget["options"], f"{node['title']}: {widget['name']}"
+
+
+def overlaps(loaded: list[dict]) -> list[str]:
+    def apart(a, b):
+        return (
+            a[0] + a[2] <= b[0]
+            or b[0] + b[2] <= a[0]
+            or a[1] + a[3] <= b[1]
+            or (b[1] + b[3] <= a[1])
+        )
+
+    return [
+        f"{a['title']} ({a['type']}) and {b['title']} ({b['type']})"
+        for a, b in itertools.combinations(loaded, 2)
+        if not apart(a["box"], b["box"])
+    ]
+
+
+def outcome(history: dict) -> str:
+    """The status, with the error's message if there is one."""
+    data = [event[1] for event in history["status"]["messages"]]
+    errors = [d["exception_message"] for d in data if "exception_message" in d]
+    return ": ".join([history["status"]["status_str"], *errors])
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_opens_and_runs(frontend, version, path):
+    workflow = read(path)
+    frontend.open(path.name, workflow)
+    assert frontend.problems() == []
+    check_widgets(workflow, frontend.nodes())
+
+    prompt = frontend.prompt()
+    sent = {str(n["id"]) for n in workflow["nodes"] if n["type"] not in FRONTEND_ONLY}
+    assert set(prompt) == sent
+
+    history = frontend.run()
+    problems = frontend.problems()
+    mode = "-nodes2" if frontend.nodes2 else ""
+    frontend.picture(OUT / f"{path.stem}-{version}{mode}.png", frontend.everything(), 2400)
+    assert outcome(history) == "success"
+    assert problems == []
+    assert frontend.complaints == []
+    assert overlaps(frontend.nodes()) == []
+
+    form = api_form(prompt)
+    if WRITE and not frontend.nodes2:
+        write_thumbnail(frontend, path)
+        API.mkdir(exist_ok=True)
+        text = json.dumps(form, indent=2, ensure_ascii=False)
+        (API / path.name).write_text(text + "\n", encoding="utf-8")
+    assert form == read(API / path.name), AGAIN
+
+
+def api_form(prompt: dict) -> dict:
+    """``prompt`` without what only one version's widgets put in."""
+    for node in prompt.values():
+        if node["class_type"] in DISPLAY_ONLY:
+            node["inputs"] = {k: v for k, v in node["inputs"].items() if isinstance(v, list)}
+    return prompt
+
+
+def write_thumbnail(frontend, path: Path) -> None:
+    """The group "... Compare", or everything where there is none."""
+    target = path.with_suffix(".jpg")
+    box = frontend.group("Compare") or frontend.everything()
+    frontend.picture(target, box, THUMBNAIL_WIDTH)
+    assert target.stat().st_size < THUMBNAIL_BYTES
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_has_its_thumbnail(path):
+    assert path.with_suffix(".jpg").exists(), AGAIN
+    assert path.with_suffix(".jpg").stat().st_size < THUMBNAIL_BYTES
+
+
+def test_a_missing_node_is_noticed(frontend):
+    """The check of the checks: a node that no pack has does not pass."""
+    workflow = read(WORKFLOWS[0])
+    workflow["nodes"][0]["type"] = "NoPackHasThisNode"
+    frontend.open("missing.json", workflow)
+    problems = frontend.problems()
+    assert "unknown type NoPackHasThisNode" in problems
+    assert any(problem.startswith("dialog") for problem in problems)

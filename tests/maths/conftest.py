@@ -1,0 +1,9 @@
+"""Makes this folder's helpers importable: the suite runs in importlib mode, without sys.path."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(1)
