@@ -1,7 +1,7 @@
 """Settings: what is refused, in which words, and what a released preset stays."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
