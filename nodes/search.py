@@ -117,7 +117,7 @@ class SearchSettingsNode(io.ComfyNode):
                     "step",
                     options=list(STEPS),
                     default=start.step,
-                    **_custom("The stochastic step: Flow-GRPO's SDE or Flow-CPS."),
+                    **_custom("The stochastic step: Flow-GRPO's SDE, Flow-CPS, or their mean."),
                 ),
                 io.Float.Input(
                     "noise_first",
@@ -165,6 +165,11 @@ class SearchSettingsNode(io.ComfyNode):
                     max=3.14,
                     step=0.01,
                     **_custom("Size of the last move. 0: no move."),
+                ),
+                io.Boolean.Input(
+                    "elitist",
+                    default=start.elitist,
+                    **_custom("Go on from the best candidate where it beats the steered latent."),
                 ),
                 io.Float.Input(
                     "scale_factor",

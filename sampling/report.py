@@ -19,6 +19,7 @@ class StepRecord:
         eta: noise level of the stochastic step; lower than ``eta_asked`` where it was capped.
         rewards: look-ahead rewards, a list of the candidates' for each item.
         values: the same for each reward by name.
+        kept: the steered latent's own look-ahead; None where it was not asked for.
         not_finite: rewards that were NaN or infinite and counted as the group's mean.
         calls: calls spent so far in the whole run, a backward counted as two.
     """
@@ -30,6 +31,7 @@ class StepRecord:
     objective: str
     rewards: list[list[float]]
     values: dict[str, list[list[float]]]
+    kept: list[float] | None
     not_finite: int
     calls: int
     seconds: float

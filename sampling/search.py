@@ -15,7 +15,7 @@ from .flow import Flow, Meter, RewardBatch
 from .noise import KeyedNoise
 from .report import SearchResult, StepEvent, StepRecord
 from .settings import SearchSettings
-from .steps import Step, cps_step, largest_eta, sde_step
+from .steps import Step, cps_step, largest_eta, midpoint_step, sde_step
 from .updates import Group, cotangent, move, per_item, steer, temper
 
 OnStep = Callable[[StepEvent], None]
@@ -63,17 +63,18 @@ class _Trajectory:
     def euler(self, x: Tensor, v: Tensor, index: int) -> Tensor:
         return x + v * self.dt[index]
 
-    def onward(self, x: Tensor, start: int | Tensor) -> Tensor:
-        """Latents at level ``start`` sampled to clean ones.
+    def onward(self, x: Tensor, start: int | Tensor, v: Tensor | None = None) -> Tensor:
+        """Latents at level ``start`` (velocity ``v`` there, if known) sampled to clean ones.
 
         With one start per item [B], an item waits until the others have come to its level.
         """
         starts = torch.as_tensor(start, device=x.device).expand(len(x))
         for index in range(int(starts.min()), self.steps):
-            v = self.meter.velocity(x, self.sigmas[index])
+            if v is None:
+                v = self.meter.velocity(x, self.sigmas[index])
             moving = per_item(starts <= index, x)
             self.tell(index, x, v, None)
-            x = torch.where(moving, self.euler(x, v, index), x)
+            x, v = torch.where(moving, self.euler(x, v, index), x), None
         return x
 
     def tell(self, index: int, x: Tensor, v: Tensor, record: StepRecord | None) -> None:
@@ -117,29 +118,31 @@ class _Search(_Trajectory):
 
     @torch.no_grad()
     def run(self) -> SearchResult:
-        x, index, stopped = self.start, 0, None
+        x, v, index, stopped = self.start, None, 0, None
         reference = x
         window = self.settings.search_steps(self.steps)
         while index < window and not (stopped := self.stop(index)):
-            v = self.meter.velocity(x, self.sigmas[index])
+            if v is None:
+                v = self.meter.velocity(x, self.sigmas[index])
             if not self.settings.needs_reference(self.steps) or index == 0:
                 reference, v_reference = x, v
             else:
                 v_reference = self.meter.velocity(reference, self.sigmas[index])
-            following = self.search_step(index, x, v, reference, v_reference)
-            self.tell(index, x, v, self.records[-1])
+            before, v_before = x, v
+            x, v = self.search_step(index, x, v, reference, v_reference)
+            self.tell(index, before, v_before, self.records[-1])
             reference = self.euler(reference, v_reference, index)
-            x, index = following, index + 1
+            index += 1
         if stopped and self.records and self.back <= self.left:
             latents = self.onward(self.best.latent, self.best.level)
         else:
-            latents = self.onward(x, index)
+            latents = self.onward(x, index, v)
         return self.result(latents, stopped)
 
     def search_step(
         self, index: int, x: Tensor, v: Tensor, reference: Tensor, v_reference: Tensor
-    ) -> Tensor:
-        """The next latent."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next latent, and its velocity where that is known already."""
         settings, began = self.settings, time.monotonic()
         step, eta, eta_asked = self.stochastic_step(index)
         noise = self.noise.group(index, settings.group_size, x)
@@ -163,10 +166,18 @@ class _Search(_Trajectory):
             prdp=index < settings.prdp_steps(self.steps),
         )
         best, pick = _or_worst(total).max(0)
-        chosen = samples.view_as(noise)[pick, torch.arange(len(pick), device=pick.device)]
+        items = torch.arange(len(pick), device=pick.device)
+        chosen = samples.view_as(noise)[pick, items]
         self.best.offer(best, chosen, index + 1)
 
-        x = self.advance(index, group, eta)
+        x, v_next, kept = self.advance(index, group, eta), None, None
+        if settings.elitist and settings.update == "steered":
+            v_next = self.velocity_or_zero(x, index + 1)
+            kept = _or_worst(self.look_ahead(x, v_next, index + 1).total.float())
+            self.best.offer(kept, x, index + 1)
+            worse = per_item(best > kept, x)
+            x = torch.where(worse, chosen, x)
+            v_next = torch.where(worse, v_samples.view_as(noise)[pick, items], v_next)
         self.records.append(
             StepRecord(
                 index=index,
@@ -176,12 +187,13 @@ class _Search(_Trajectory):
                 objective="prdp" if group.prdp else "grpo",
                 rewards=rewards.T.tolist(),
                 values={k: t.view_as(rewards).T.tolist() for k, t in ahead.values.items()},
+                kept=None if kept is None else kept.tolist(),
                 not_finite=int((~total.isfinite()).sum()),
                 calls=self.meter.cost.calls,
                 seconds=round(time.monotonic() - began, 4),
             )
         )
-        return x
+        return x, v_next
 
     def advance(self, index: int, group: Group, eta: float) -> Tensor:
         """The next latent: a steered stochastic step, or moves and an ordinary step."""
@@ -220,8 +232,9 @@ class _Search(_Trajectory):
         """The step at ``index``, its eta and the eta asked for."""
         s, s_next = self.sigmas[index], self.sigmas[index + 1]
         asked = self.settings.at(self.settings.noise_range, index, self.steps)
-        if self.settings.step == "cps":
-            return cps_step(s, s_next, asked), asked, asked
+        if self.settings.step != "sde":
+            kind = cps_step if self.settings.step == "cps" else midpoint_step
+            return kind(s, s_next, asked), asked, asked
         eta = min(asked, largest_eta(s, s_next, self.sigmas[1]))
         return sde_step(s, s_next, eta, self.sigmas[1]), eta, asked
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-STEPS = ("sde", "cps")
+STEPS = ("midpoint", "sde", "cps")
 GRADIENTS = ("jacobian_free", "exact")
 UPDATES = ("steered", "rotation", "noise_rotation", "additive", "scale_factor")
 
@@ -35,7 +35,7 @@ class SearchSettings:
         rl_iterations: updates per search step (K). ``steered`` makes one.
         internal_reward_timestep: share of the steps, from the start, whose loss is PRDP.
         external_reward_timestep: share of the steps that search at all; GRPO after PRDP.
-        step: ``sde`` (Flow-GRPO) or ``cps`` (Flow-CPS).
+        step: ``sde`` (Flow-GRPO), ``cps`` (Flow-CPS) or ``midpoint``, the mean of the two.
         noise_range: the stochastic step's eta, linear from first to last search step.
         gradient: ``exact`` differentiates through the model; ``jacobian_free`` takes the
             derivative of the step's mean for the identity and never runs a backward.
@@ -43,6 +43,8 @@ class SearchSettings:
             the update; ``rotation`` turns the latent, ``noise_rotation`` its noise estimate;
             ``additive`` adds; ``scale_factor`` adds the paper's scaled gradient.
         update_range: size of a move: radians (rotations) or share of the latent's norm (additive).
+        elitist: with ``steered``, go on from the best candidate where the steered latent's own
+            look-ahead is worse: a decode more per search step and no more model calls.
         scale_factor, prdp_scale, grpo_scale: the paper's step size and its multipliers by phase,
             for ``scale_factor`` alone; meant for 1024 px and rescaled to any other size.
         beta1: PRDP's temperature. beta2: weight of the KL to the reference trajectory.
@@ -63,12 +65,13 @@ class SearchSettings:
     group_size: int = 6
     rl_iterations: int = 1
     internal_reward_timestep: float = 0.0
-    external_reward_timestep: float = 0.85
-    step: str = "cps"
-    noise_range: tuple[float, float] = (0.3, 0.1)
+    external_reward_timestep: float = 0.9
+    step: str = "midpoint"
+    noise_range: tuple[float, float] = (0.2, 0.5)
     gradient: str = "jacobian_free"
     update: str = "steered"
     update_range: tuple[float, float] = (0.5, 0.2)
+    elitist: bool = True
     scale_factor: float = 500.0
     prdp_scale: float = 0.01
     grpo_scale: float = 10.0
@@ -104,7 +107,7 @@ class SearchSettings:
         _within("rl_iterations", self.rl_iterations, 1, 64)
         _within("internal_reward_timestep", self.internal_reward_timestep, 0, 1)
         _within("external_reward_timestep", self.external_reward_timestep, 0, 1)
-        highest = 1 if self.step == "cps" else 10
+        highest = 10 if self.step == "sde" else 1
         for eta in self.noise_range:
             _within("noise_range", eta, 1e-3, highest, "an eta of 0 leaves candidates all alike")
         for size in self.update_range:
@@ -139,9 +142,9 @@ class SearchSettings:
             )
 
     def search_steps(self, steps: int) -> int:
-        """How many of ``steps`` search; with ``cps`` not the last one, which has no noise."""
+        """How many of ``steps`` search; only ``sde`` has noise left for the last one."""
         asked = math.ceil(steps * self.external_reward_timestep - 1e-9)
-        return min(asked, steps - 1) if self.step == "cps" else asked
+        return asked if self.step == "sde" else min(asked, steps - 1)
 
     def prdp_steps(self, steps: int) -> int:
         """How many of ``steps`` search with PRDP."""

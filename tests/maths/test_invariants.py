@@ -281,7 +281,7 @@ def test_keep_better_keeps_the_plain_sample_from_a_broken_result():
     """A result whose own reward is NaN is not the better one."""
     world = GaussianWorld(8, steps=10)
     settings = replace(preset("balanced"), keep_better=True)
-    searches = settings.search_steps(10)
+    searches = 2 * settings.search_steps(10)
     result = run(Broken(world, lambda call, row: call == searches), settings, world.noise())
     assert result.kept_plain == [True]
     assert torch.equal(result.latents, sample(world, world.noise()))
