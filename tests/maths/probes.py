@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flow_ttrl.sampling import KeyedNoise, RewardBatch, search, updates
-from flow_ttrl.sampling.steps import Step, cps_step, sde_step
+from flow_ttrl.sampling.steps import Step, cps_step, midpoint_step, sde_step
 
 
 class Wrapped:
@@ -99,9 +99,9 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 def step_of(settings, record, sigmas: Tensor) -> Step:
     """The stochastic step that a search step's candidates were drawn by."""
     s, s_next = (float(sigma) for sigma in sigmas[record.index : record.index + 2])
-    if settings.step == "cps":
-        return cps_step(s, s_next, record.eta)
-    return sde_step(s, s_next, record.eta, float(sigmas[1]))
+    if settings.step == "sde":
+        return sde_step(s, s_next, record.eta, float(sigmas[1]))
+    return {"cps": cps_step, "midpoint": midpoint_step}[settings.step](s, s_next, record.eta)
 
 
 def applied_updates(flow, x: Tensor, settings, seed: int = 0):

@@ -324,7 +324,9 @@ def test_fault_10_tied_rewards_run(settings, ties):
 def test_fault_10_no_pair_beyond_the_threshold_is_no_update(settings):
     """PRDP with nothing to compare: an average over no pairs."""
     world = GaussianWorld(8, steps=10)
-    settings = replace(settings, internal_reward_timestep=1.0, reward_diff_threshold=1e6)
+    settings = replace(
+        settings, internal_reward_timestep=1.0, reward_diff_threshold=1e6, elitist=False
+    )
     result = run(world, settings, world.noise(2))
     assert {record.objective for record in result.records} == {"prdp"}
     assert torch.equal(result.latents, sample(world, world.noise(2)))
