@@ -182,7 +182,7 @@ def main() -> None:
         case "flux":
             train_flux(args.work, args.steps or 8_500)
         case "scorer":
-            train_scorer(args.work, args.steps or 2_000)
+            train_scorer(args.work, args.steps or 1_500)
         case "export":
             export(args.work, Path(__file__).parent / "weights")
 
