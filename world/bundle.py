@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 FOLDER = Path(__file__).parent / "weights"
+SHIFT = 3.0
+"""Shift of the noise schedule that the flow models are sampled with, in either host."""
 PARTS = ("vae", "sd3", "flux", "scorer")
 
 

@@ -12,13 +12,11 @@ import comfy.supported_models
 import torch
 from torch import Tensor, nn
 
-from .bundle import load
+from .bundle import SHIFT, load
 from .draw import IMAGE_SIZE
 from .encoder import FEATURES, MAX_TOKENS, encode_tokens, pad_tokens
 from .latents import to_family
 from .prompts import VOCABULARY, tokenize
-
-SHIFT = 3.0
 
 _VAE_CONFIG = {
     "double_z": True,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..rewards import RewardMix
 from ..sampling import KeyedNoise, RewardBatch, shifted_sigmas
 from ..sampling.hosts.diffusers import DiffusersFlow, Prompt
-from .bundle import load
+from .bundle import SHIFT, load
 from .draw import IMAGE_SIZE
 from .encoder import FEATURES, encode_prompts
 from .latents import SCALE_SHIFT, to_family
@@ -70,7 +70,6 @@ def build_transformer(arch: str) -> SD3Transformer2DModel | FluxTransformer2DMod
 
 GUIDANCE = {"sd3": 3.0, "flux": 4.5}
 """Guidance scales that the world's models do best at: CFG for SD3, distilled for FLUX."""
-SHIFT = 3.0
 
 
 @lru_cache(maxsize=4)

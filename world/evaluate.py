@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..plots import reward_curve, side_by_side, to_pil
 from ..rewards import RewardMix, Scores
-from ..sampling import Cost, KeyedNoise, SearchSettings, plan, sample, search
+from ..sampling import Cost, KeyedNoise, SearchSettings, plan, sample, search, shifted_sigmas
+from .bundle import SHIFT
 from .diffusers import start_noise, world_flow
 from .prompts import FAMILIES, held_out, parse
 from .rewards import WORLD_REWARDS, accurate, world_reward
@@ -55,8 +56,10 @@ def demo(
         result = search(flow, start, settings, noise)
         searched = flow.decode(result.latents)
 
+    measure = judges(reward)
+
     def verdict(images: Tensor) -> dict:
-        scores = judges(reward).score(images, [prompt])
+        scores = measure.score(images, [prompt])
         return {
             "reward": round(scores.total.item(), 4),
             "accurate": accurate(images, [prompt])[0],
@@ -93,7 +96,7 @@ def evaluate(
     """Plain sampling, best-of-N at equal calls and search on ``n`` held-out prompts of ``half``."""
     prompts = held_out(half, n)
     mix, measure = driven_by(reward), judges(reward)
-    price = plan(settings, world_flow(arch, prompts[:1], mix, steps).sigmas.tolist()).cost.calls
+    price = plan(settings, shifted_sigmas(steps, SHIFT).tolist()).cost.calls
     rivals = max(1, math.ceil(price / steps))
     tallies = {name: _Tally(prompts) for name in ("plain", "best_of_n", "search")}
     cost = Cost()
