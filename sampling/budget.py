@@ -16,10 +16,16 @@ from .settings import SearchSettings
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost of a whole run for one item, and each search step's price in calls."""
+    """What a whole run costs one item.
+
+    Attributes:
+        prices: each search step's calls.
+        ahead: calls still to come when each search step begins.
+    """
 
     cost: Cost
-    prices: list[float]
+    prices: list[int]
+    ahead: list[int]
 
 
 class _Nothing:
@@ -53,6 +59,6 @@ def plan(settings: SearchSettings, sigmas: Sequence[float], forwards_per_call: i
     flow = _Nothing(sigmas, forwards_per_call)
     with torch.inference_mode(False):
         result = search(flow, torch.ones(1, 4, 1), free, KeyedNoise(0))
-    spent = [record.calls for record in result.records]
-    prices = [after - before for before, after in zip([0, *spent], spent, strict=False)]
-    return Plan(result.cost, prices)
+    prices = [record.price for record in result.records]
+    ahead = [result.cost.calls - record.calls + record.price for record in result.records]
+    return Plan(result.cost, prices, ahead)

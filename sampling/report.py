@@ -19,9 +19,11 @@ class StepRecord:
         eta: noise level of the stochastic step; lower than ``eta_asked`` where it was capped.
         rewards: look-ahead rewards, a list of the candidates' for each item.
         values: the same for each reward by name.
+        look_ahead: Euler steps that a look-ahead took, where the schedule had as many left.
         kept: the steered latent's own look-ahead; None where it was not asked for.
         not_finite: rewards that were NaN or infinite and counted as the group's mean.
-        calls: calls spent so far in the whole run, a backward counted as two.
+        price: calls of this step in the whole batch, a backward counted as two.
+        calls: the same for the whole run so far.
     """
 
     index: int
@@ -29,10 +31,12 @@ class StepRecord:
     eta: float
     eta_asked: float
     objective: str
+    look_ahead: int
     rewards: list[list[float]]
     values: dict[str, list[list[float]]]
     kept: list[float] | None
     not_finite: int
+    price: int
     calls: int
     seconds: float
 

@@ -15,8 +15,11 @@ from .flow import Flow, Meter, RewardBatch
 from .noise import KeyedNoise
 from .report import SearchResult, StepEvent, StepRecord
 from .settings import SearchSettings
-from .steps import Step, cps_step, largest_eta, midpoint_step, sde_step
+from .steps import Step, cps_step, largest_eta, matched_step, midpoint_step, sde_step
 from .updates import Group, cotangent, move, per_item, steer, temper
+
+_UNCAPPED = {"matched": matched_step, "midpoint": midpoint_step, "cps": cps_step}
+"""Steps that any eta leaves right; the SDE's is capped."""
 
 OnStep = Callable[[StepEvent], None]
 
@@ -59,6 +62,8 @@ class _Trajectory:
         self.sigmas = [float(s) for s in flow.sigmas]
         self.dt = [float(d) for d in flow.sigmas.diff()]
         self.steps = len(self.dt)
+        # where a look-ahead leads: past the last level, if that is not a clean one
+        self.levels = self.sigmas + [0.0] * (self.sigmas[-1] > 0)
 
     def euler(self, x: Tensor, v: Tensor, index: int) -> Tensor:
         return x + v * self.dt[index]
@@ -120,17 +125,24 @@ class _Search(_Trajectory):
     def run(self) -> SearchResult:
         x, v, index, stopped = self.start, None, 0, None
         reference = x
-        window = self.settings.search_steps(self.steps)
-        while index < window and not (stopped := self.stop(index)):
+        searching = self.settings.search_steps(self.steps)
+        while searching and index <= searching[-1]:
+            spent = self.meter.cost.calls
+            if index in searching and (stopped := self.stop()):
+                break
             if v is None:
                 v = self.meter.velocity(x, self.sigmas[index])
-            if not self.settings.needs_reference(self.steps) or index == 0:
+            if index == 0 or not self.settings.needs_reference(index, self.steps):
                 reference, v_reference = x, v
             else:
                 v_reference = self.meter.velocity(reference, self.sigmas[index])
-            before, v_before = x, v
-            x, v = self.search_step(index, x, v, reference, v_reference)
-            self.tell(index, before, v_before, self.records[-1])
+            before, v_before, record = x, v, None
+            if index in searching:
+                x, v, record = self.search_step(index, x, v, reference, v_reference, spent)
+                self.records.append(record)
+            else:
+                x, v = self.euler(x, v, index), None
+            self.tell(index, before, v_before, record)
             reference = self.euler(reference, v_reference, index)
             index += 1
         if stopped and self.records and self.back <= self.left:
@@ -140,10 +152,14 @@ class _Search(_Trajectory):
         return self.result(latents, stopped)
 
     def search_step(
-        self, index: int, x: Tensor, v: Tensor, reference: Tensor, v_reference: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """The next latent, and its velocity where that is known already."""
+        self, index: int, x: Tensor, v: Tensor, reference: Tensor, v_reference: Tensor, spent: int
+    ) -> tuple[Tensor, Tensor | None, StepRecord]:
+        """The next latent, its velocity where that is known already, and what was seen.
+
+        ``spent``: calls of the run before this step.
+        """
         settings, began = self.settings, time.monotonic()
+        look_ahead = settings.look_ahead(index, self.steps)
         step, eta, eta_asked = self.stochastic_step(index)
         noise = self.noise.group(index, settings.group_size, x)
         mean = step.mean(x, v)
@@ -151,7 +167,7 @@ class _Search(_Trajectory):
             noise = torch.stack([temper(draw, mean) for draw in noise])
         samples = (mean + step.std * noise).flatten(0, 1)
         v_samples = self.velocity_or_zero(samples, index + 1)
-        ahead = self.look_ahead(samples, v_samples, index + 1)
+        ahead = self.look_ahead(samples, v_samples, index + 1, look_ahead)
         total = ahead.total.float().view(settings.group_size, -1)
         rewards = _mended(total)
         group = Group(
@@ -160,10 +176,11 @@ class _Search(_Trajectory):
             h=-self.dt[index],
             x=x,
             v=v,
+            mean=mean,
             reference=step.mean(reference, v_reference),
             noise=noise,
             rewards=rewards,
-            prdp=index < settings.prdp_steps(self.steps),
+            prdp=settings.is_prdp(index, self.steps),
         )
         best, pick = _or_worst(total).max(0)
         items = torch.arange(len(pick), device=pick.device)
@@ -173,27 +190,28 @@ class _Search(_Trajectory):
         x, v_next, kept = self.advance(index, group, eta), None, None
         if settings.elitist and settings.update == "steered":
             v_next = self.velocity_or_zero(x, index + 1)
-            kept = _or_worst(self.look_ahead(x, v_next, index + 1).total.float())
+            seen = self.look_ahead(x, v_next, index + 1, look_ahead)
+            kept = _or_worst(seen.total.float())
             self.best.offer(kept, x, index + 1)
             worse = per_item(best > kept, x)
             x = torch.where(worse, chosen, x)
             v_next = torch.where(worse, v_samples.view_as(noise)[pick, items], v_next)
-        self.records.append(
-            StepRecord(
-                index=index,
-                sigma=self.sigmas[index],
-                eta=eta,
-                eta_asked=eta_asked,
-                objective="prdp" if group.prdp else "grpo",
-                rewards=rewards.T.tolist(),
-                values={k: t.view_as(rewards).T.tolist() for k, t in ahead.values.items()},
-                kept=None if kept is None else kept.tolist(),
-                not_finite=int((~total.isfinite()).sum()),
-                calls=self.meter.cost.calls,
-                seconds=round(time.monotonic() - began, 4),
-            )
+        record = StepRecord(
+            index=index,
+            sigma=self.sigmas[index],
+            eta=eta,
+            eta_asked=eta_asked,
+            objective="prdp" if group.prdp else "grpo",
+            look_ahead=look_ahead,
+            rewards=rewards.T.tolist(),
+            values={k: t.view_as(rewards).T.tolist() for k, t in ahead.values.items()},
+            kept=None if kept is None else kept.tolist(),
+            not_finite=int((~total.isfinite()).sum()),
+            price=self.meter.cost.calls - spent,
+            calls=self.meter.cost.calls,
+            seconds=round(time.monotonic() - began, 4),
         )
-        return x, v_next
+        return x, v_next, record
 
     def advance(self, index: int, group: Group, eta: float) -> Tensor:
         """The next latent: a steered stochastic step, or moves and an ordinary step."""
@@ -233,8 +251,7 @@ class _Search(_Trajectory):
         s, s_next = self.sigmas[index], self.sigmas[index + 1]
         asked = self.settings.at(self.settings.noise_range, index, self.steps)
         if self.settings.step != "sde":
-            kind = cps_step if self.settings.step == "cps" else midpoint_step
-            return kind(s, s_next, asked), asked, asked
+            return _UNCAPPED[self.settings.step](s, s_next, asked), asked, asked
         eta = min(asked, largest_eta(s, s_next, self.sigmas[1]))
         return sde_step(s, s_next, eta, self.sigmas[1]), eta, asked
 
@@ -243,15 +260,26 @@ class _Search(_Trajectory):
         sigma = self.sigmas[index]
         return self.meter.velocity(x, sigma) if sigma > 0 else torch.zeros_like(x)
 
-    def look_ahead(self, x: Tensor, v: Tensor, index: int) -> RewardBatch:
-        return self.meter.score(x - self.sigmas[index] * v)
+    def look_ahead(self, x: Tensor, v: Tensor, index: int, steps: int = 1) -> RewardBatch:
+        """Rewards of the images that ``x`` [N, ...] at level ``index`` comes to.
+
+        Seen by Euler steps over as many levels of the schedule, evenly spaced in it: one step is
+        the posterior mean, blurred while noise is high; a few draw nearly the final image.
+        """
+        levels, last = self.levels, len(self.levels) - 1
+        count = min(steps, last - index)
+        stops = [index + round(k * (last - index) / count) for k in range(1, count + 1)]
+        for stop in stops:
+            x = x + v * (levels[stop] - levels[index])
+            v, index = self.meter.velocity(x, levels[stop]) if stop < last else v, stop
+        return self.meter.score(x)
 
     def judge(self, latents: Tensor) -> RewardBatch:
         """Rewards of finished latents; a schedule that ends above 0 leaves a look-ahead to do."""
         return self.look_ahead(latents, self.velocity_or_zero(latents, self.steps), self.steps)
 
-    def stop(self, index: int) -> str | None:
-        """Why to search no further before step ``index``, if anything says so."""
+    def stop(self) -> str | None:
+        """Why to search no further before the next search step, if anything says so."""
         settings = self.settings
         if self.finish_now is not None and self.finish_now():
             return "finish_now"
@@ -261,9 +289,9 @@ class _Search(_Trajectory):
         if target is not None and bool((self.best.reward >= target).all()):
             return "target_reward"
         if settings.max_calls:
-            whole = self.plan.cost.calls - sum(self.plan.prices[:index])
+            price, ahead = (part[len(self.records)] for part in (self.plan.prices, self.plan.ahead))
             # one more step, and then on from the best so far; or else simply all that is planned
-            if min(self.plan.prices[index] + self.back, whole) > self.left:
+            if min(price + self.back, ahead) > self.left:
                 return "max_calls"
         return None
 

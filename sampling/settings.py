@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-STEPS = ("midpoint", "sde", "cps")
+STEPS = ("matched", "midpoint", "sde", "cps")
 GRADIENTS = ("jacobian_free", "exact")
 UPDATES = ("steered", "rotation", "noise_rotation", "additive", "scale_factor")
 
@@ -18,6 +18,11 @@ ELEMENTS_AT_1024 = 16 * 128 * 128
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"expected {name} to be one of {', '.join(known)}; got {value!r}")
+
+
+def _whole(name: str, value: int) -> None:
+    if not isinstance(value, int):
+        raise ValueError(f"expected {name} to be a whole number; got {value!r}")
 
 
 def _within(name: str, value: float, low: float, high: float, why: str = "") -> None:
@@ -35,7 +40,12 @@ class SearchSettings:
         rl_iterations: updates per search step (K). ``steered`` makes one.
         internal_reward_timestep: share of the steps, from the start, whose loss is PRDP.
         external_reward_timestep: share of the steps that search at all; GRPO after PRDP.
-        step: ``sde`` (Flow-GRPO), ``cps`` (Flow-CPS) or ``midpoint``, the mean of the two.
+        search_every: of the window every so manieth step searches, the first one always; the
+            others are ordinary.
+        look_ahead_range: Euler steps of a look-ahead, from the first to the last search step; 1
+            is the paper's. More see the image that will be, and cost a call a candidate each.
+        step: ``sde`` (Flow-GRPO), ``cps`` (Flow-CPS), ``midpoint``, the mean of the two, or
+            ``matched``, as energetic as the Euler step in every octave.
         noise_range: the stochastic step's eta, linear from first to last search step.
         gradient: ``exact`` differentiates through the model; ``jacobian_free`` takes the
             derivative of the step's mean for the identity and never runs a backward.
@@ -44,7 +54,8 @@ class SearchSettings:
             ``additive`` adds; ``scale_factor`` adds the paper's scaled gradient.
         update_range: size of a move: radians (rotations) or share of the latent's norm (additive).
         elitist: with ``steered``, go on from the best candidate where the steered latent's own
-            look-ahead is worse: a decode more per search step and no more model calls.
+            look-ahead is worse: a decode more per search step, and no more model calls than the
+            further steps of a look-ahead.
         scale_factor, prdp_scale, grpo_scale: the paper's step size and its multipliers by phase,
             for ``scale_factor`` alone; meant for 1024 px and rescaled to any other size.
         beta1: PRDP's temperature. beta2: weight of the KL to the reference trajectory.
@@ -86,9 +97,11 @@ class SearchSettings:
     max_seconds: float = 0.0
     target_reward: float | None = None
     micro_batch: int = 0
+    search_every: int = 1
+    look_ahead_range: tuple[int, int] = (1, 1)
 
     def __post_init__(self):
-        for name in ("noise_range", "update_range"):
+        for name in ("noise_range", "update_range", "look_ahead_range"):
             pair = getattr(self, name)
             if not isinstance(pair, Sequence) or len(pair) != 2:
                 raise ValueError(f"expected {name} to be (first, last), got {pair!r}")
@@ -96,15 +109,16 @@ class SearchSettings:
         _one_of("step", self.step, STEPS)
         _one_of("gradient", self.gradient, GRADIENTS)
         _one_of("update", self.update, UPDATES)
-        for name in ("group_size", "rl_iterations", "max_calls", "micro_batch"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(
-                    f"expected {name} to be a whole number; got {getattr(self, name)!r}"
-                )
+        for name in ("group_size", "rl_iterations", "search_every", "max_calls", "micro_batch"):
+            _whole(name, getattr(self, name))
+        for count in self.look_ahead_range:
+            _whole("look_ahead_range", count)
+            _within("look_ahead_range", count, 1, 64)
         if self.target_reward is not None and math.isnan(self.target_reward):
             raise ValueError("expected target_reward to be a number or None; got nan")
         _within("group_size", self.group_size, 2, 256, "advantages compare candidates")
         _within("rl_iterations", self.rl_iterations, 1, 64)
+        _within("search_every", self.search_every, 1, 10_000)
         _within("internal_reward_timestep", self.internal_reward_timestep, 0, 1)
         _within("external_reward_timestep", self.external_reward_timestep, 0, 1)
         highest = 10 if self.step == "sde" else 1
@@ -141,24 +155,29 @@ class SearchSettings:
                 f"{self.max_calls}; raise it, or set 0 for no limit"
             )
 
-    def search_steps(self, steps: int) -> int:
-        """How many of ``steps`` search; only ``sde`` has noise left for the last one."""
-        asked = math.ceil(steps * self.external_reward_timestep - 1e-9)
-        return asked if self.step == "sde" else min(asked, steps - 1)
+    def search_steps(self, steps: int) -> range:
+        """Which of ``steps`` search; only ``sde`` has noise left for the last one."""
+        window = math.ceil(steps * self.external_reward_timestep - 1e-9)
+        if self.step != "sde":
+            window = min(window, steps - 1)
+        return range(0, window, self.search_every)
 
-    def prdp_steps(self, steps: int) -> int:
-        """How many of ``steps`` search with PRDP."""
-        early = math.ceil(steps * self.internal_reward_timestep - 1e-9)
-        return min(early, self.search_steps(steps))
+    def is_prdp(self, index: int, steps: int) -> bool:
+        """Whether search step ``index`` uses PRDP; GRPO otherwise."""
+        return index < steps * self.internal_reward_timestep - 1e-9
 
-    def needs_reference(self, steps: int) -> bool:
-        """Whether the loss looks at the reference trajectory."""
-        return self.prdp_steps(steps) > 0 or self.beta2 > 0
+    def needs_reference(self, index: int, steps: int) -> bool:
+        """Whether the loss looks at the reference trajectory, at step ``index`` or later."""
+        return self.is_prdp(index, steps) or self.beta2 > 0
 
     def at(self, span: tuple[float, float], index: int, steps: int) -> float:
         """Linear from ``span``'s first to its last value over the search steps, both reached."""
-        last = self.search_steps(steps) - 1
+        last = self.search_steps(steps)[-1]
         return span[0] + (span[1] - span[0]) * (index / last if last else 0.0)
+
+    def look_ahead(self, index: int, steps: int) -> int:
+        """Euler steps of a look-ahead in search step ``index``."""
+        return round(self.at(self.look_ahead_range, index, steps))
 
     def move_size(
         self, index: int, steps: int, *, eta: float, h: float, elements: int, prdp: bool
@@ -178,6 +197,14 @@ class SearchSettings:
 
 PRESETS = {
     ("balanced", 1): SearchSettings(preset="balanced"),
+    ("balanced", 2): SearchSettings(
+        preset="balanced",
+        version=2,
+        step="matched",
+        noise_range=(0.8, 0.5),
+        search_every=4,
+        look_ahead_range=(5, 1),
+    ),
     ("paper", 1): SearchSettings(
         preset="paper",
         rl_iterations=2,

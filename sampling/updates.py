@@ -15,7 +15,7 @@ from torch import Tensor
 from .bands import band_sizes, octaves
 from .objectives import advantages, grpo_loss, prdp_loss, tied
 from .settings import SearchSettings
-from .steps import Step
+from .steps import Step, log_prob
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Group:
     Attributes:
         s, h: the level they were drawn from and the step's length.
         x, v: the latent [B, ...] they were drawn from and its velocity.
+        mean: mean of the step from there [B, ...].
         reference: mean of the same step on the reference trajectory [B, ...].
         noise: the candidates' draws [G, B, ...].
         rewards: their look-ahead rewards [G, B].
@@ -36,14 +37,11 @@ class Group:
     h: float
     x: Tensor
     v: Tensor
+    mean: Tensor
     reference: Tensor
     noise: Tensor
     rewards: Tensor
     prdp: bool
-
-    @property
-    def mean(self) -> Tensor:
-        return self.step.mean(self.x, self.v)
 
     @property
     def samples(self) -> Tensor:
@@ -83,9 +81,8 @@ def cotangent(group: Group, mean: Tensor, settings: SearchSettings) -> Tensor:
         slope = group.noise / elements
     else:
         rival = group.reference if group.prdp else group.mean
-        log_ratio = step.log_prob(group.samples, mean, dims) - step.log_prob(
-            group.samples, rival, dims
-        )
+        at_mean, at_rival = (log_prob(step, group.samples, m, dims) for m in (mean, rival))
+        log_ratio = at_mean - at_rival
         slope = (group.samples - mean) / (step.std**2 * elements)
     gradient = (per_item(_loss_gradient(log_ratio, group, settings), mean) * slope).sum(0)
     if not group.prdp:

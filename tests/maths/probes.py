@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flow_ttrl.sampling import KeyedNoise, RewardBatch, search, updates
-from flow_ttrl.sampling.steps import Step, cps_step, midpoint_step, sde_step
+from flow_ttrl.sampling.steps import Step, cps_step, matched_step, midpoint_step, sde_step
 
 
 class Wrapped:
@@ -96,12 +96,18 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     return torch.cosine_similarity(a.flatten(1), b.flatten(1))
 
 
+def label(settings) -> str:
+    """Settings as a test's id."""
+    return f"{settings.preset}-v{settings.version}"
+
+
 def step_of(settings, record, sigmas: Tensor) -> Step:
     """The stochastic step that a search step's candidates were drawn by."""
     s, s_next = (float(sigma) for sigma in sigmas[record.index : record.index + 2])
     if settings.step == "sde":
         return sde_step(s, s_next, record.eta, float(sigmas[1]))
-    return {"cps": cps_step, "midpoint": midpoint_step}[settings.step](s, s_next, record.eta)
+    kinds = {"cps": cps_step, "midpoint": midpoint_step, "matched": matched_step}
+    return kinds[settings.step](s, s_next, record.eta)
 
 
 def applied_updates(flow, x: Tensor, settings, seed: int = 0):
@@ -112,8 +118,9 @@ def applied_updates(flow, x: Tensor, settings, seed: int = 0):
     """
     recorder, events = Recorder(flow), Events()
     result = search(recorder, x, settings, KeyedNoise(seed), on_step=events)
-    for index, record in enumerate(result.records):
-        latent, sigma = events.seen[index].latent, record.sigma
+    for record in result.records:
+        index, sigma = record.index, record.sigma
+        latent = events.seen[index].latent
         if settings.update == "steered":
             step = step_of(settings, record, flow.sigmas)
             moved = events.seen[index + 1].latent - step.mean(latent, flow.velocity(latent, sigma))

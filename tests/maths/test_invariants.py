@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gaussian_world import GaussianWorld
-from probes import Recorder, Rewarded, Wrapped
+from probes import Recorder, Rewarded, Wrapped, label
 
 from flow_ttrl.sampling import (
     PRESETS,
@@ -36,10 +36,8 @@ VARIANTS = [
     for gradient in GRADIENTS
     for step in STEPS
 ]
-EVERY = pytest.mark.parametrize(
-    "settings", [*PRESETS.values(), *VARIANTS], ids=lambda settings: settings.preset
-)
-EACH_PRESET = pytest.mark.parametrize("settings", PRESETS.values(), ids=lambda s: s.preset)
+EVERY = pytest.mark.parametrize("settings", [*PRESETS.values(), *VARIANTS], ids=label)
+EACH_PRESET = pytest.mark.parametrize("settings", PRESETS.values(), ids=label)
 
 
 def run(flow, settings, x, noise=0, **keywords):
@@ -281,7 +279,7 @@ def test_keep_better_keeps_the_plain_sample_from_a_broken_result():
     """A result whose own reward is NaN is not the better one."""
     world = GaussianWorld(8, steps=10)
     settings = replace(preset("balanced"), keep_better=True)
-    searches = 2 * settings.search_steps(10)
+    searches = 2 * len(settings.search_steps(10))
     result = run(Broken(world, lambda call, row: call == searches), settings, world.noise())
     assert result.kept_plain == [True]
     assert torch.equal(result.latents, sample(world, world.noise()))
@@ -292,7 +290,7 @@ def test_the_report_is_json():
     for settings in PRESETS.values():
         result = run(world, replace(settings, keep_better=True), world.noise(2))
         report = json.loads(json.dumps(result.report()))
-        assert len(report["search_steps"]) == settings.search_steps(10)
+        assert len(report["search_steps"]) == len(settings.search_steps(10))
         assert report["values"]["linear"] == report["rewards"] == result.rewards.tolist()
         assert report["cost"]["times_plain"] == pytest.approx(result.cost.calls / 20, abs=1e-3)
         for step in report["search_steps"]:

@@ -39,6 +39,12 @@ BAD = [
     {"update_range": (-0.1, 0.1)},
     {"update_range": (0.1, 4.0)},
     {"update_range": ()},
+    {"search_every": 0},
+    {"search_every": 1.5},
+    {"look_ahead_range": (0, 1)},
+    {"look_ahead_range": (2.5, 1)},
+    {"look_ahead_range": (65, 1)},
+    {"look_ahead_range": 3},
     {"beta1": 0.0},
     {"beta1": NAN},
     {"beta2": -1.0},
@@ -95,8 +101,8 @@ def test_cps_never_searches_the_last_step():
     for steps in range(1, 60):
         settings = SearchSettings(external_reward_timestep=1.0)
         settings.check(shifted_sigmas(steps).tolist())
-        assert settings.search_steps(steps) == steps - 1
-        assert replace(settings, step="sde").search_steps(steps) == steps
+        assert settings.search_steps(steps) == range(steps - 1)
+        assert replace(settings, step="sde").search_steps(steps) == range(steps)
 
 
 def test_max_calls_below_a_plain_sample_is_refused():
@@ -134,8 +140,9 @@ def test_windows_count_steps(window, early, expected):
     settings = SearchSettings(
         external_reward_timestep=window, internal_reward_timestep=early, step="sde"
     )
-    assert (settings.search_steps(20), settings.prdp_steps(20)) == expected
-    assert settings.search_steps(20) == sum(i < 20 * window for i in range(20))
+    prdp = [settings.is_prdp(i, 20) for i in settings.search_steps(20)]
+    assert (len(prdp), sum(prdp)) == expected
+    assert len(prdp) == sum(i < 20 * window for i in range(20))
 
 
 def test_presets_are_taken_by_name_version_and_change():
@@ -174,6 +181,38 @@ RELEASED = {
         "max_seconds": 0.0,
         "target_reward": None,
         "micro_batch": 0,
+        "search_every": 1,
+        "look_ahead_range": (1, 1),
+    },
+    ("balanced", 2): {
+        "preset": "balanced",
+        "version": 2,
+        "group_size": 6,
+        "rl_iterations": 1,
+        "internal_reward_timestep": 0.0,
+        "external_reward_timestep": 0.9,
+        "step": "matched",
+        "noise_range": (0.8, 0.5),
+        "gradient": "jacobian_free",
+        "update": "steered",
+        "update_range": (0.5, 0.2),
+        "elitist": True,
+        "scale_factor": 500.0,
+        "prdp_scale": 0.01,
+        "grpo_scale": 10.0,
+        "beta1": 2e-4,
+        "beta2": 0.0,
+        "clip": 0.2,
+        "adv_clip_max": 5.0,
+        "reward_diff_threshold": 0.0,
+        "rationorm": True,
+        "keep_better": False,
+        "max_calls": 0,
+        "max_seconds": 0.0,
+        "target_reward": None,
+        "micro_batch": 0,
+        "search_every": 4,
+        "look_ahead_range": (5, 1),
     },
     ("paper", 1): {
         "preset": "paper",
@@ -202,6 +241,8 @@ RELEASED = {
         "max_seconds": 0.0,
         "target_reward": None,
         "micro_batch": 0,
+        "search_every": 1,
+        "look_ahead_range": (1, 1),
     },
 }
 """Never change an entry: a retuned preset is a new version, and a new entry here."""

@@ -7,7 +7,15 @@ import torch
 from gaussian_world import GaussianWorld
 
 from flow_ttrl.sampling import sample, shifted_sigmas
-from flow_ttrl.sampling.steps import cps_step, largest_eta, midpoint_step, sde_step
+from flow_ttrl.sampling.bands import band_sizes, octaves
+from flow_ttrl.sampling.steps import (
+    cps_step,
+    largest_eta,
+    log_prob,
+    matched_step,
+    midpoint_step,
+    sde_step,
+)
 
 SAMPLES = 20_000
 SIGMAS = 5.0  # statistical tolerance of 2 x 16 modes x 10 levels
@@ -149,7 +157,7 @@ def test_log_prob_is_the_normal_density(shape):
     sample, mean = torch.randn(2, *shape, generator=generator)
     step, dims = sde_step(0.8, 0.7, 0.7, 0.9), tuple(range(1, len(shape)))
     expected = torch.distributions.Normal(mean, step.std).log_prob(sample).mean(dims)
-    torch.testing.assert_close(step.log_prob(sample, mean, dims), expected)
+    torch.testing.assert_close(log_prob(step, sample, mean, dims), expected)
 
 
 @pytest.mark.parametrize("s, s_next", [(1.0, 0.95), (0.8, 0.7), (0.4, 0.3), (0.1, 0.05)])
@@ -190,3 +198,39 @@ def test_midpoint_keeps_the_variance_better_than_either():
         errors[kind] = (world.band_energies(x).mean(0) / plain - 1).abs().max()
     assert errors["midpoint"] < errors["sde"]
     assert errors["midpoint"] < errors["cps"]
+
+
+@pytest.mark.parametrize("s, s_next", [(0.95, 0.9), (0.8, 0.7), (0.4, 0.3), (0.1, 0.05)])
+@pytest.mark.parametrize("eta", [0.2, 0.6, 0.9])
+def test_matched_step_has_the_energy_of_eulers_in_every_octave(s, s_next, eta):
+    """Mean and noise at right angles: the search's candidates, of exactly typical noise."""
+    world = GaussianWorld(32)
+    x = (1 - s) * world.filtered(world.noise(3, seed=7), world.spectrum.sqrt()) + s * world.noise(3)
+    v, step = world.velocity(x, s), matched_step(s, s_next, eta)
+    assert step.std == cps_step(s, s_next, eta).std
+    plain, mean = octaves(euler(x, v, s, s_next)), octaves(step.mean(x, v))
+    for ours, eulers, size in zip(mean, plain, band_sizes(x), strict=True):
+        energy = ours.square().sum((1, 2, 3)) + step.std**2 * size
+        torch.testing.assert_close(energy, eulers.square().sum((1, 2, 3)), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 36, 16), (2, 4, 3, 8, 8)])
+def test_matched_step_keeps_the_data_estimate(shape):
+    """And gives up noise only, in latents of any rank; without fresh noise it is Euler's."""
+    x, v = torch.randn(2, *shape, generator=torch.Generator().manual_seed(4))
+    quiet = matched_step(0.8, 0.7, 1e-6)
+    torch.testing.assert_close(quiet.mean(x, v), euler(x, v, 0.8, 0.7), atol=1e-4, rtol=1e-4)
+    rest = matched_step(0.8, 0.7, 0.5).mean(x, v) - 0.3 * (x - 0.8 * v)
+    for part, noise in zip(octaves(rest), octaves(x + 0.2 * v), strict=True):
+        dims = tuple(range(1, x.ndim))
+        along = (part * noise).sum(dims, keepdim=True) / noise.square().sum(dims, keepdim=True)
+        torch.testing.assert_close(part, along * noise, atol=1e-4, rtol=1e-3)
+        assert (along < 0.7).all()
+
+
+def test_matched_step_at_the_start_is_fresh_noise():
+    """From pure noise at eta 1 nothing of the old noise stays: another start."""
+    world = GaussianWorld(16)
+    x, first = world.noise(4), world.sigmas[1].item()
+    mean = matched_step(1.0, first, 1.0).mean(x, world.velocity(x, 1.0))
+    assert mean.std() < 0.2 * x.std()
