@@ -11,7 +11,12 @@ from ..sampling import PRESETS, SearchSettings, preset
 from ..sampling.settings import GRADIENTS, STEPS, UPDATES
 from .types import ADVANCED, CATEGORY, Report, Reward, Settings, schema
 
-_PRESETS = [f"{name} v{version}" for name, version in PRESETS]
+_PRESETS = [f"{name} v{version}" for name, version in sorted(PRESETS, key=lambda p: (p[0], -p[1]))]
+"""Labels of the drop-down, each name's newest version first."""
+
+_UNWIRED = preset("balanced", 2)
+"""What a search without settings does; never another, since saved workflows count on it."""
+
 _NEVER = 1e6
 """A target_reward that no reward reaches."""
 
@@ -25,7 +30,7 @@ class SearchSettingsNode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        start = preset("balanced")
+        start = _UNWIRED
         return schema(
             node_id="TTRLSearchSettings",
             display_name="TTRL Search Settings",
@@ -117,7 +122,10 @@ class SearchSettingsNode(io.ComfyNode):
                     "step",
                     options=list(STEPS),
                     default=start.step,
-                    **_custom("The stochastic step: Flow-GRPO's SDE, Flow-CPS, or their mean."),
+                    **_custom(
+                        "The stochastic step: matched (energy kept octave by octave), Flow-GRPO's "
+                        "SDE, Flow-CPS, or midpoint, the mean of those two."
+                    ),
                 ),
                 io.Float.Input(
                     "noise_first",
@@ -244,6 +252,33 @@ class SearchSettingsNode(io.ComfyNode):
                     default=start.rationorm,
                     **_custom("GRPO's ratio normalised per sample."),
                 ),
+                io.Int.Input(
+                    "search_every",
+                    default=start.search_every,
+                    min=1,
+                    max=10_000,
+                    optional=True,
+                    **_custom("Search on every n-th step of the window. 1: on every step."),
+                ),
+                io.Int.Input(
+                    "look_ahead_first",
+                    default=start.look_ahead_range[0],
+                    min=1,
+                    max=64,
+                    optional=True,
+                    **_custom(
+                        "Model calls of a look-ahead in the first search step: more see the final "
+                        "image clearer. 1: the paper's single step."
+                    ),
+                ),
+                io.Int.Input(
+                    "look_ahead_last",
+                    default=start.look_ahead_range[1],
+                    min=1,
+                    max=64,
+                    optional=True,
+                    **_custom("The same for the last search step. 1: a single step."),
+                ),
             ],
             outputs=[Settings.Output(display_name="settings")],
         )
@@ -254,9 +289,10 @@ class SearchSettingsNode(io.ComfyNode):
         common = {name: inputs.pop(name) for name in always}
         if preset != "custom":
             return io.NodeOutput(_named(preset, **common))
-        for name in ("noise", "update"):
-            ends = inputs.pop(f"{name}_first"), inputs.pop(f"{name}_last")
-            inputs[f"{name}_range"] = ends
+        for name in ("noise", "update", "look_ahead"):
+            # what was appended later is missing from older graphs, and neutral there
+            ends = (inputs.pop(f"{name}_{end}", None) for end in ("first", "last"))
+            inputs[f"{name}_range"] = tuple(1 if end is None else end for end in ends)
         return io.NodeOutput(SearchSettings(**inputs, **common))
 
 
@@ -338,7 +374,7 @@ class SDELatentSearch(io.ComfyNode):
                 Settings.Input(
                     "settings",
                     optional=True,
-                    tooltip="From TTRL Search Settings. Without: preset 'balanced'.",
+                    tooltip="From TTRL Search Settings. Without: preset 'balanced v2'.",
                 ),
             ],
             outputs=[
@@ -370,7 +406,7 @@ class SDELatentSearch(io.ComfyNode):
 
         reward.check([prompt])
         sampler = SearchSampler(
-            settings or preset("balanced"),
+            settings or _UNWIRED,
             vae,
             lambda images: reward.score(images, [prompt]),
             with_plain=baseline,

@@ -40,8 +40,8 @@ class SearchSettings:
         rl_iterations: updates per search step (K). ``steered`` makes one.
         internal_reward_timestep: share of the steps, from the start, whose loss is PRDP.
         external_reward_timestep: share of the steps that search at all; GRPO after PRDP.
-        search_every: of the window every so manieth step searches, the first one always; the
-            others are ordinary.
+        search_every: search on every n-th step of the window, beginning with the first; the others
+            are ordinary.
         look_ahead_range: Euler steps of a look-ahead, from the first to the last search step; 1
             is the paper's. More see the image that will be, and cost a call a candidate each.
         step: ``sde`` (Flow-GRPO), ``cps`` (Flow-CPS), ``midpoint``, the mean of the two, or
@@ -54,8 +54,7 @@ class SearchSettings:
             ``additive`` adds; ``scale_factor`` adds the paper's scaled gradient.
         update_range: size of a move: radians (rotations) or share of the latent's norm (additive).
         elitist: with ``steered``, go on from the best candidate where the steered latent's own
-            look-ahead is worse: a decode more per search step, and no more model calls than the
-            further steps of a look-ahead.
+            look-ahead is worse. Costs that look-ahead, whose first call the next step needs anyway.
         scale_factor, prdp_scale, grpo_scale: the paper's step size and its multipliers by phase,
             for ``scale_factor`` alone; meant for 1024 px and rescaled to any other size.
         beta1: PRDP's temperature. beta2: weight of the KL to the reference trajectory.
