@@ -63,7 +63,7 @@ def reward_curve(report: dict, item: int = 0, size: tuple[int, int] = (720, 440)
     axes.grid(axis="y", color="#e6e9ee", lw=0.8)
     axes.set_axisbelow(True)
     if groups or plain:
-        axes.legend(frameon=False, loc="lower right", fontsize=9)
+        axes.legend(loc="lower right", fontsize=9, framealpha=1, edgecolor="none")
     packed = io.BytesIO()
     FigureCanvasAgg(figure).print_png(packed)
     return Image.open(packed).convert("RGB")

@@ -1,0 +1,67 @@
+"""What a look-ahead knows: its reward against the finished image's, by level and by length.
+
+    python benchmarks/look_ahead.py --arch sd3 --prompts 24
+
+Prints, for look-aheads of some Euler steps from some steps of plain sampling, the correlation of
+the verifier's grade with that of the finished image over starts of one prompt, averaged over
+development prompts. A look-ahead costs a call an Euler step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+from torch import Tensor
+
+from flow_ttrl.sampling import KeyedNoise
+from flow_ttrl.world.diffusers import start_noise, world_flow
+from flow_ttrl.world.evaluate import driven_by
+from flow_ttrl.world.prompts import held_out
+
+STEPS, STARTS = 20, 16
+LOOKS = ((0, 1), (0, 2), (0, 3), (0, 4), (0, 6), (4, 1), (8, 1), (12, 1))
+"""(steps sampled before it, Euler steps of the look-ahead)."""
+
+
+def euler(flow, x: Tensor, stops: list[int]) -> Tensor:
+    """``x`` at level ``stops[0]`` by Euler steps to each further level."""
+    levels = flow.sigmas.tolist()
+    for here, there in zip(stops, stops[1:], strict=False):
+        x = x + flow.velocity(x, levels[here]) * (levels[there] - levels[here])
+    return x
+
+
+def correlations(arch: str, prompt: str, seed: int) -> Tensor:
+    """Correlation of each of ``LOOKS`` with the finished image's grade over the starts."""
+    flow = world_flow(arch, [prompt], driven_by("verifier"), STEPS)
+    noise = KeyedNoise(seed)
+    latents = [torch.cat([start_noise(noise, 1, variant) for variant in range(STARTS)])]
+    for step in range(STEPS):
+        latents.append(euler(flow, latents[-1], [step, step + 1]))
+    images = [latents[-1]]
+    for start, length in LOOKS:
+        stops = [start + round(k * (STEPS - start) / length) for k in range(length + 1)]
+        images.append(euler(flow, latents[start], stops))
+    grades = torch.stack([flow.score(flow.decode(x)).total for x in images])
+    return torch.corrcoef(grades)[0, 1:].nan_to_num()
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", choices=("sd3", "flux"), default="sd3")
+    parser.add_argument("--prompts", type=int, default=24)
+    args = parser.parse_args()
+    prompts = held_out("dev", args.prompts)
+    found = [correlations(args.arch, prompt, seed) for seed, prompt in enumerate(prompts)]
+    mean = torch.stack(found).mean(0)
+    sys.stdout.write(f"{args.arch}, {len(prompts)} prompts, {STARTS} starts each\n")
+    sys.stdout.write("after step  Euler steps  correlation\n")
+    for (start, length), value in zip(LOOKS, mean.tolist(), strict=True):
+        sys.stdout.write(f"{start:10d}  {length:11d}  {value:11.2f}\n")
+
+
+if __name__ == "__main__":
+    main()
