@@ -296,3 +296,38 @@ def test_the_report_is_json():
         for step in report["search_steps"]:
             assert [len(group) for group in step["rewards"]] == [6, 6]
             assert step["values"]["linear"] == step["rewards"]
+
+
+def test_a_look_ahead_of_every_step_sees_the_final_image():
+    """What it promises of the latent that is gone on from is what plain sampling then draws."""
+    world = GaussianWorld(16, steps=10)
+    settings = SearchSettings(step="matched", search_every=10, look_ahead_range=(64, 64))
+    result = run(world, settings, world.noise(3))
+    (record,) = result.records
+    seen = [max(best, kept) for best, kept in zip(record.best, record.kept, strict=True)]
+    torch.testing.assert_close(result.rewards, torch.tensor(seen))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_a_look_ahead_costs_a_call_a_step(length):
+    """Over levels of the schedule, evenly spaced in it, the clean end among them."""
+    world = GaussianWorld(8, steps=12)
+    settings = SearchSettings(
+        step="matched", search_every=12, look_ahead_range=(length, length), elitist=False
+    )
+    recorder = Recorder(world)
+    run(recorder, settings, world.noise())
+    levels = world.sigmas.tolist()
+    visited = [levels.index(level) for x, level in recorder.calls if len(x) == settings.group_size]
+    assert visited == [1 + round(11 * k / length) for k in range(length)]
+
+
+@pytest.mark.parametrize("every, expected", [(1, range(9)), (4, [0, 4, 8]), (100, [0])])
+def test_search_every_leaves_ordinary_steps_between(every, expected):
+    world = GaussianWorld(8, steps=10)
+    settings = replace(preset("balanced"), search_every=every)
+    result = run(world, settings, world.noise())
+    assert [record.index for record in result.records] == list(expected)
+    etas, looks = ([getattr(r, n) for r in result.records] for n in ("eta", "look_ahead"))
+    assert (etas[0], looks[0]) == (0.8, 5)
+    assert len(expected) == 1 or (etas[-1], looks[-1]) == pytest.approx((0.5, 1))
