@@ -17,6 +17,9 @@ _PRESETS = [f"{name} v{version}" for name, version in sorted(PRESETS, key=lambda
 _UNWIRED = preset("balanced", 2)
 """What a search without settings does; never another, since saved workflows count on it."""
 
+_APPENDED = {"search_every": 1, "look_ahead_first": 1, "look_ahead_last": 1}
+"""Neutral values of inputs that graphs saved before they were appended lack."""
+
 _NEVER = 1e6
 """A target_reward that no reward reaches."""
 
@@ -289,10 +292,10 @@ class SearchSettingsNode(io.ComfyNode):
         common = {name: inputs.pop(name) for name in always}
         if preset != "custom":
             return io.NodeOutput(_named(preset, **common))
+        inputs = _APPENDED | inputs
         for name in ("noise", "update", "look_ahead"):
-            # what was appended later is missing from older graphs, and neutral there
-            ends = (inputs.pop(f"{name}_{end}", None) for end in ("first", "last"))
-            inputs[f"{name}_range"] = tuple(1 if end is None else end for end in ends)
+            ends = inputs.pop(f"{name}_first"), inputs.pop(f"{name}_last")
+            inputs[f"{name}_range"] = ends
         return io.NodeOutput(SearchSettings(**inputs, **common))
 
 
@@ -313,7 +316,7 @@ class SDELatentSearch(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Samples like KSampler with 'euler' and searches on the way: it tries out noise, "
-                "looks one step ahead at the image, scores it and steers towards what scores well."
+                "looks ahead at the image, scores it and steers towards what scores well."
             ),
             search_aliases=["ttrl", "flow-ttrl", "reward", "test-time search", "prompt following"],
             inputs=[
