@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .base import check_images
+from .base import Reward, check_images
 
 _LUMA = (0.299, 0.587, 0.114)
 JPEG_QUALITY = 95
@@ -51,21 +51,17 @@ def jpeg_compressibility(images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class AnalyticReward:
-    """A function of the image alone, as a :class:`~.base.Reward`."""
+class AnalyticReward(Reward):
+    """A function of the image alone."""
 
     name: str
     units: str
     typical: tuple[float, float]
     function: Callable[[Tensor], Tensor]
-    needs_prompt: bool = False
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         check_images(images)
         return self.function(images)
-
-    def check(self, prompts: list[str]) -> None:
-        """Any prompt will do."""
 
 
 ANALYTIC = {

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from .networks import Network
 
-@runtime_checkable
-class Reward(Protocol):
+
+class Reward(ABC):
     """A judge: images and prompts to one number per image, higher is better.
 
     Attributes:
@@ -18,32 +19,49 @@ class Reward(Protocol):
         units: what the number is.
         typical: the range that ordinary images fall in.
         needs_prompt: whether the prompt matters.
+        needs_reference: whether it compares with an image that it was loaded with.
+        token_limit: tokens of a prompt that it reads; None where it reads all, or none at all.
+        networks: what has to be on the device while images are scored.
     """
 
     name: str
     units: str
     typical: tuple[float, float]
-    needs_prompt: bool
+    needs_prompt: bool = False
+    needs_reference: bool = False
+    token_limit: int | None = None
+    networks: tuple[Network, ...] = ()
 
+    @abstractmethod
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Scores [B] of ``images`` [B, H, W, 3] (0..1) against ``prompts``, one each."""
-        ...
+        """Scores [B] of ``images`` [B, H, W, 3] (0..1) against ``prompts``, one each.
 
-    def check(self, prompts: list[str]) -> None:
-        """Raise ValueError for a prompt that this reward cannot judge."""
-        ...
+        NaN where an image cannot be judged.
+        """
+
+    def check(self, prompts: list[str]) -> None:  # noqa: B027 - most rewards take any prompt
+        """Raise ValueError for a prompt that this reward cannot judge. Runs no model."""
+
+    def prepare(self, prompts: list[str]) -> None:  # noqa: B027 - most rewards have nothing to do
+        """Do once what depends on the prompts alone, such as encoding them."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards of N images: the weighted total, and each reward by name, all [N]."""
+    """Rewards of N images: the mixed total, and each reward by name, all [N].
+
+    ``values`` has NaN where a reward could not judge an image.
+    """
 
     total: Tensor
     values: dict[str, Tensor] = field(default_factory=dict)
 
 
 def check_images(images: Tensor) -> None:
-    """Raise ValueError unless ``images`` are [B, H, W, 3]."""
+    """Raise ValueError unless ``images`` are [B, H, W, 3] with B from 1."""
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[-1] != 3:
         got = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(f"expected images [B, H, W, 3] in 0..1, got {got}; wire a decoded IMAGE")
+    if not images.numel() or not images.is_floating_point():
+        got = f"{tuple(images.shape)} of {images.dtype}"
+        raise ValueError(f"expected at least one image of floats in 0..1, got {got}")

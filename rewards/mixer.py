@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -9,20 +10,35 @@ import torch
 from torch import Tensor
 
 from .base import Reward, Scores, check_images
+from .networks import Network, sharing
+
+log = logging.getLogger("flow_ttrl")
+
+MODES = ("raw", "standardised", "rank")
+_FLAT = 1e-6
+"""A spread below this share of the mean is rounding."""
 
 
 @dataclass(frozen=True)
 class RewardMix:
-    """A weighted sum of rewards, each kept by name beside the total.
+    """Rewards and weights; each value is kept by name beside the total.
 
     Attributes:
         parts: (reward, weight); a reward with weight 0 is measured but does not drive.
+        mode: what a total adds up, each times its weight:
+            ``raw``: the rewards as they are (the paper's weighted sum);
+            ``standardised``: each reward's distance from its mean over what it is compared with, in
+            units of its spread there, so that weights mean the same for every reward;
+            ``rank``: the share of what it is compared with that an image beats, ties by half, 0..1.
     """
 
     parts: tuple[tuple[Reward, float], ...]
+    mode: str = "raw"
 
     def __post_init__(self):
         names = [reward.name for reward, _ in self.parts]
+        if self.mode not in MODES:
+            raise ValueError(f"expected mode {' or '.join(MODES)}, got {self.mode!r}; choose one")
         if not any(weight for _, weight in self.parts):
             raise ValueError(
                 f"expected at least one reward with a weight other than 0, got {names or 'none'}; "
@@ -30,7 +46,9 @@ class RewardMix:
             )
         for reward, weight in self.parts:
             if not math.isfinite(weight):
-                raise ValueError(f"expected a finite weight for {reward.name!r}, got {weight}")
+                raise ValueError(
+                    f"expected a finite weight for {reward.name!r}, got {weight}; set a number"
+                )
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(
@@ -42,20 +60,163 @@ class RewardMix:
     def names(self) -> list[str]:
         return [reward.name for reward, _ in self.parts]
 
+    @property
+    def networks(self) -> list[Network]:
+        """What has to be on the device while images are scored, each once."""
+        found = [network for reward, _ in self.parts for network in reward.networks]
+        return list(dict.fromkeys(found))
+
+    def get_models(self) -> list:
+        """The networks' model patchers, for ComfyUI's cache, which asks for them by this name."""
+        return [n.patcher for n in self.networks if hasattr(n, "patcher")]
+
     def check(self, prompts: list[str]) -> None:
-        """Raise ValueError for a prompt that a reward of the mix cannot judge."""
+        """Raise ValueError for a prompt that a reward of the mix cannot judge. Runs no model."""
         for reward, _ in self.parts:
             reward.check(prompts)
 
+    def judge(self, prompts: list[str]) -> Judge:
+        """This mix at work on ``prompts`` for a whole run."""
+        return Judge(self, prompts)
+
     def score(self, images: Tensor, prompts: list[str]) -> Scores:
-        """Scores of ``images`` [B, H, W, 3] in 0..1.
+        """Scores of ``images`` [B, H, W, 3] in 0..1, compared with each other; see :class:`Judge`."""
+        return self.judge(prompts).score(images)
+
+    def totals(
+        self, values: dict[str, Tensor], seen: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Totals [K, B] of images with these values [K, B], comparable within a column.
+
+        A reward that has no finite value for an image counts there as its mean over the others
+        (as no difference, that is); an image that no reward could judge gets NaN.
 
         Args:
-            prompts: one per image, or fewer that are used again and again (image b gets prompt
-                b modulo their number).
+            seen: values [M, B] of all that the images are compared with, themselves included;
+                by default themselves alone.
         """
+        unit = {"raw": _raw, "standardised": _standardised, "rank": _rank}[self.mode]
+        terms, known = [], []
+        for reward, weight in self.parts:
+            if weight:
+                value = values[reward.name]
+                terms.append(weight * unit(value, value if seen is None else seen[reward.name]))
+                known.append(value.isfinite())
+        return torch.stack(terms).sum(0).where(torch.stack(known).any(0), torch.nan)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Mean [B] of the finite ones of ``values`` [M, B]; 0 where there is none."""
+    finite = values.isfinite()
+    return values.where(finite, 0).sum(0) / finite.sum(0).clamp(min=1)
+
+
+def _raw(values: Tensor, seen: Tensor) -> Tensor:
+    finite = values.isfinite()
+    usual = torch.where(finite.any(0), _mean(values), _mean(seen))
+    return values.where(finite, usual)
+
+
+def _standardised(values: Tensor, seen: Tensor) -> Tensor:
+    mean = _mean(seen)
+    spread = _mean((seen - mean) ** 2).sqrt()
+    flat = spread <= _FLAT * mean.abs().clamp(min=_FLAT)
+    distance = ((values - mean) / spread.where(~flat, 1)).where(~flat, 0)
+    return distance.where(values.isfinite(), 0)
+
+
+def _rank(values: Tensor, seen: Tensor) -> Tensor:
+    finite = seen.isfinite()
+    others = finite.sum(0) - 1
+    below = ((seen[None] < values[:, None]) & finite).sum(1)
+    level = ((seen[None] == values[:, None]) & finite).sum(1) - 1
+    rank = (below + 0.5 * level) / others.clamp(min=1)
+    return rank.where(values.isfinite() & (others > 0), 0.5).to(values.dtype)
+
+
+class Judge:
+    """A mix at work on the prompts of one run.
+
+    Whatever depends on the prompts alone is done once, here: they are checked, a part that does not
+    fit a model is warned of, and text features are computed. A reward that fails on an image gives
+    NaN there and is named in the report; one that has never worked ends the run with its error.
+
+    Args:
+        prompts: one per image, or fewer that are used again and again (image b gets prompt b modulo
+            their number).
+
+    Raises:
+        ValueError: a prompt that a reward cannot judge.
+    """
+
+    def __init__(self, mix: RewardMix, prompts: list[str]):
+        if not prompts:
+            raise ValueError("expected at least one prompt, got none; an empty one will do")
+        mix.check(prompts)
+        for reward, _ in mix.parts:
+            reward.prepare(prompts)
+        self.mix, self.prompts = mix, prompts
+        self.failures: dict[str, dict] = {}
+        self._worked: set[str] = set()
+
+    def score(self, images: Tensor) -> Scores:
+        """Scores of ``images`` [N, H, W, 3] in 0..1, the totals compared with each other."""
         check_images(images)
-        asked = [prompts[b % len(prompts)] for b in range(len(images))]
-        values = {reward.name: reward.score(images, asked).float() for reward, _ in self.parts}
-        weighted = [weight * values[reward.name] for reward, weight in self.parts if weight]
-        return Scores(torch.stack(weighted).sum(0), values)
+        asked = [self.prompts[b % len(self.prompts)] for b in range(len(images))]
+        with sharing():
+            values = {
+                reward.name: self._values(reward, images, asked) for reward, _ in self.mix.parts
+            }
+        columns = {name: value[:, None] for name, value in values.items()}
+        return Scores(self.mix.totals(columns)[:, 0], values)
+
+    def report(self) -> dict:
+        """Weights, mode and what failed, as a JSON object."""
+        return {
+            "mode": self.mix.mode,
+            "weights": {reward.name: weight for reward, weight in self.mix.parts},
+            "failures": self.failures,
+        }
+
+    def _values(self, reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
+        values, error = self._attempt(reward, images, prompts)
+        if error is None:
+            self._worked.add(reward.name)
+            return values
+        if len(images) > 1:
+            each = zip(images.split(1), prompts, strict=True)
+            tried = [self._attempt(reward, image, [prompt]) for image, prompt in each]
+        else:
+            tried = [(values, error)]
+        errors = [error for _, error in tried if error is not None]
+        if len(errors) < len(tried):
+            self._worked.add(reward.name)
+        if reward.name not in self._worked:
+            raise errors[0]
+        if errors:
+            self._note(reward.name, errors)
+        return torch.cat([values for values, _ in tried])
+
+    def _attempt(
+        self, reward: Reward, images: Tensor, prompts: list[str]
+    ) -> tuple[Tensor, Exception | None]:
+        """Values [N], NaN with the error where scoring failed. Nothing in it polls for a cancel."""
+        try:
+            values = reward.score(images, prompts).float()
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            return torch.full((len(images),), torch.nan, device=images.device), error
+        if values.shape != (len(images),):
+            raise ValueError(
+                f"expected {len(images)} scores from {reward.name!r}, got {list(values.shape)}; "
+                "a reward gives one number per image"
+            )
+        return values, None
+
+    def _note(self, name: str, errors: list[Exception]) -> None:
+        told = f"{type(errors[0]).__name__}: {errors[0]}"
+        if name not in self.failures:
+            log.warning("%s failed on an image, which counts as average there: %s", name, told)
+            self.failures[name] = {"images": 0, "error": told}
+        self.failures[name]["images"] += len(errors)

@@ -12,24 +12,67 @@ from torch import Tensor
 
 from .steps import Step
 
+Values = dict[str, Tensor]
+
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """Scores of N images: the total that drives the search, and each reward by name, all [N]."""
+    """Scores of N images: the total that drives the search, and each reward by name, all [N].
+
+    Attributes:
+        mix: totals [K, B] of values [K, B] among all those [M, B] that a run has seen, each by
+            name; for rewards whose total depends on what an image is compared with, such as a
+            rank. None: ``total`` holds on its own.
+    """
 
     total: Tensor
     values: dict[str, Tensor] = field(default_factory=dict)
+    mix: Callable[[Values, Values], Tensor] | None = None
 
     @staticmethod
     def cat(batches: list[RewardBatch]) -> RewardBatch:
         names = batches[0].values
         values = {name: torch.cat([b.values[name] for b in batches]) for name in names}
-        return RewardBatch(torch.cat([b.total for b in batches]), values)
+        return RewardBatch(torch.cat([b.total for b in batches]), values, batches[0].mix)
 
     def where(self, mask: Tensor, other: RewardBatch) -> RewardBatch:
         """These rewards where ``mask`` [N] holds, ``other``'s elsewhere."""
         values = {k: torch.where(mask, v, other.values[k]) for k, v in self.values.items()}
-        return RewardBatch(torch.where(mask, self.total, other.total), values)
+        return RewardBatch(torch.where(mask, self.total, other.total), values, self.mix)
+
+    def __getitem__(self, rows: Tensor) -> RewardBatch:
+        """The rewards of some ``rows`` [K]."""
+        values = {name: value[rows] for name, value in self.values.items()}
+        return RewardBatch(self.total[rows], values, self.mix)
+
+
+class Comparison:
+    """All rewards of a run, and totals that are comparable among them.
+
+    Args:
+        items: the batch that the run samples; row n of a batch of rewards belongs to item n % B.
+    """
+
+    def __init__(self, items: int):
+        self.items = items
+        self._seen: Values = {}
+
+    def add(self, batch: RewardBatch) -> None:
+        if batch.mix is not None:
+            rows = self._rows(batch)
+            self._seen = {
+                name: torch.cat([self._seen[name], value]) if name in self._seen else value
+                for name, value in rows.items()
+            }
+
+    def totals(self, batch: RewardBatch) -> Tensor:
+        """float32 totals [K, B] of rewards that were added, as things stand now."""
+        if batch.mix is None:
+            return batch.total.float().view(-1, self.items)
+        return batch.mix(self._rows(batch), self._seen)
+
+    def _rows(self, batch: RewardBatch) -> Values:
+        return {name: v.float().view(-1, self.items) for name, v in batch.values.items()}
 
 
 class Flow(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
-from .flow import Cost
+from .flow import Comparison, Cost, RewardBatch
 from .settings import SearchSettings
 
 
@@ -21,7 +21,9 @@ class StepRecord:
         values: the same for each reward by name.
         look_ahead: Euler steps that a look-ahead took, where the schedule had as many left.
         kept: the steered latent's own look-ahead; None where it was not asked for.
-        not_finite: rewards that were NaN or infinite and counted as the group's mean.
+        not_finite: totals that were NaN or infinite and counted as the group's mean.
+        missing: images that a reward could not judge, by its name; they count as average there.
+        flat: rewards that were the same for every candidate and told the search nothing.
         price: calls of this step in the whole batch, a backward counted as two.
         calls: the same for the whole run so far.
     """
@@ -36,6 +38,8 @@ class StepRecord:
     values: dict[str, list[list[float]]]
     kept: list[float] | None
     not_finite: int
+    missing: dict[str, int]
+    flat: list[str]
     price: int
     calls: int
     seconds: float
@@ -77,6 +81,7 @@ class SearchResult:
         stopped: why the search ended before its window: ``max_calls``, ``max_seconds``,
             ``target_reward``, ``finish_now`` or None.
         kept_plain: items whose plain sample was kept (``keep_better``), else None.
+        comparison: all rewards of the run, so that others can be compared with them.
     """
 
     latents: Tensor
@@ -89,7 +94,13 @@ class SearchResult:
     cost: Cost = field(default_factory=Cost)
     stopped: str | None = None
     kept_plain: list[bool] | None = None
+    comparison: Comparison | None = None
     seconds: float = 0.0
+
+    def totals(self, batch: RewardBatch) -> Tensor:
+        """Total rewards [B] of other images, compared with all that the run has seen."""
+        self.comparison.add(batch)
+        return self.comparison.totals(batch)[0]
 
     def report(self) -> dict:
         """Everything but the latents, as a JSON object."""

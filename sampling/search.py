@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .budget import plan
-from .flow import Flow, Meter, RewardBatch
+from .flow import Comparison, Flow, Meter, RewardBatch
 from .noise import KeyedNoise
 from .report import SearchResult, StepEvent, StepRecord
 from .settings import SearchSettings
@@ -90,15 +90,23 @@ class _Trajectory:
 
 @dataclass
 class _Best:
-    """The best look-ahead so far of each item: its reward [B], latent [B, ...] and level [B]."""
+    """The best look-ahead so far of each item: its rewards, latent [B, ...] and level [B]."""
 
-    reward: Tensor
+    comparison: Comparison
     latent: Tensor
     level: Tensor
+    rewards: RewardBatch | None = None
 
-    def offer(self, reward: Tensor, latent: Tensor, level: int) -> None:
-        better = reward > self.reward
-        self.reward = torch.where(better, reward, self.reward)
+    @property
+    def total(self) -> Tensor:
+        """Its total [B] as things stand now."""
+        if self.rewards is None:
+            return torch.full((len(self.level),), -torch.inf, device=self.level.device)
+        return _or_worst(self.comparison.totals(self.rewards)[0])
+
+    def offer(self, rewards: RewardBatch, latent: Tensor, level: int) -> None:
+        better = _or_worst(self.comparison.totals(rewards)[0]) > self.total
+        self.rewards = rewards if self.rewards is None else rewards.where(better, self.rewards)
         self.latent = torch.where(per_item(better, latent), latent, self.latent)
         self.level = torch.where(better, level, self.level)
 
@@ -115,11 +123,9 @@ class _Search(_Trajectory):
         self.started = time.monotonic()
         self.records: list[StepRecord] = []
         items = len(x)
-        self.best = _Best(
-            torch.full((items,), -torch.inf, device=x.device),
-            self.start,
-            torch.zeros(items, dtype=torch.long, device=x.device),
-        )
+        self.comparison = Comparison(items)
+        level = torch.zeros(items, dtype=torch.long, device=x.device)
+        self.best = _Best(self.comparison, self.start, level)
 
     @torch.no_grad()
     def run(self) -> SearchResult:
@@ -168,7 +174,8 @@ class _Search(_Trajectory):
         samples = (mean + step.std * noise).flatten(0, 1)
         v_samples = self.velocity_or_zero(samples, index + 1)
         ahead = self.look_ahead(samples, v_samples, index + 1, look_ahead)
-        total = ahead.total.float().view(settings.group_size, -1)
+        self.comparison.add(ahead)
+        total = self.comparison.totals(ahead)
         rewards = _mended(total)
         group = Group(
             step=step,
@@ -182,20 +189,22 @@ class _Search(_Trajectory):
             rewards=rewards,
             prdp=settings.is_prdp(index, self.steps),
         )
-        best, pick = _or_worst(total).max(0)
-        items = torch.arange(len(pick), device=pick.device)
-        chosen = samples.view_as(noise)[pick, items]
+        pick = _or_worst(total).argmax(0)
+        rows = pick * len(pick) + torch.arange(len(pick), device=pick.device)
+        chosen, best = samples[rows], ahead[rows]
         self.best.offer(best, chosen, index + 1)
 
         x, v_next, kept = self.advance(index, group, eta), None, None
         if settings.elitist and settings.update == "steered":
             v_next = self.velocity_or_zero(x, index + 1)
             seen = self.look_ahead(x, v_next, index + 1, look_ahead)
-            kept = _or_worst(seen.total.float())
-            self.best.offer(kept, x, index + 1)
-            worse = per_item(best > kept, x)
+            self.comparison.add(seen)
+            self.best.offer(seen, x, index + 1)
+            kept, rival = (_or_worst(self.comparison.totals(batch)[0]) for batch in (seen, best))
+            worse = per_item(rival > kept, x)
             x = torch.where(worse, chosen, x)
-            v_next = torch.where(worse, v_samples.view_as(noise)[pick, items], v_next)
+            v_next = torch.where(worse, v_samples[rows], v_next)
+        values = {name: value.view_as(rewards) for name, value in ahead.values.items()}
         record = StepRecord(
             index=index,
             sigma=self.sigmas[index],
@@ -204,9 +213,11 @@ class _Search(_Trajectory):
             objective="prdp" if group.prdp else "grpo",
             look_ahead=look_ahead,
             rewards=rewards.T.tolist(),
-            values={k: t.view_as(rewards).T.tolist() for k, t in ahead.values.items()},
+            values={name: value.T.tolist() for name, value in values.items()},
             kept=None if kept is None else kept.tolist(),
             not_finite=int((~total.isfinite()).sum()),
+            missing=_missing(ahead.values),
+            flat=[name for name, value in values.items() if _flat(value)],
             price=self.meter.cost.calls - spent,
             calls=self.meter.cost.calls,
             seconds=round(time.monotonic() - began, 4),
@@ -286,7 +297,7 @@ class _Search(_Trajectory):
         if settings.max_seconds and time.monotonic() - self.started >= settings.max_seconds:
             return "max_seconds"
         target = settings.target_reward
-        if target is not None and bool((self.best.reward >= target).all()):
+        if target is not None and bool((self.best.total >= target).all()):
             return "target_reward"
         if settings.max_calls:
             price, ahead = (part[len(self.records)] for part in (self.plan.prices, self.plan.ahead))
@@ -307,18 +318,21 @@ class _Search(_Trajectory):
 
     def result(self, latents: Tensor, stopped: str | None) -> SearchResult:
         final, kept_plain = self.judge(latents), None
+        self.comparison.add(final)
         if self.settings.keep_better:
             plain = self.plain
             if plain is None:
                 plain = _Trajectory(self.flow, self.meter, None).onward(self.start, 0)
             rival = self.judge(plain)
-            worse = (rival.total > final.total) | final.total.isnan()
+            self.comparison.add(rival)
+            ours, theirs = (self.comparison.totals(batch)[0] for batch in (final, rival))
+            worse = (theirs > ours) | ours.isnan()
             latents = torch.where(per_item(worse, latents), plain, latents)
             final = final.where(~worse, rival)
             kept_plain = worse.tolist()
         return SearchResult(
             latents=latents,
-            rewards=final.total,
+            rewards=self.comparison.totals(final)[0],
             values=final.values,
             settings=self.settings,
             seed=self.noise.seed,
@@ -327,6 +341,7 @@ class _Search(_Trajectory):
             cost=self.meter.cost,
             stopped=stopped,
             kept_plain=kept_plain,
+            comparison=self.comparison,
             seconds=time.monotonic() - self.started,
         )
 
@@ -341,3 +356,14 @@ def _mended(rewards: Tensor) -> Tensor:
 def _or_worst(rewards: Tensor) -> Tensor:
     """Rewards with NaN and infinities below every other, so that they are never chosen."""
     return rewards.where(rewards.isfinite(), -torch.inf)
+
+
+def _missing(values: dict[str, Tensor]) -> dict[str, int]:
+    """How many images each reward could not judge, where there are any."""
+    counts = {name: int((~value.isfinite()).sum()) for name, value in values.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _flat(values: Tensor) -> bool:
+    """Whether values [G, B] are the same for all candidates of every item."""
+    return bool((values == values[:1]).all())

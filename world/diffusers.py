@@ -89,12 +89,12 @@ def world_flow(arch: str, prompts: list[str], reward: RewardMix, steps: int) -> 
     Raises:
         ValueError: a prompt outside the world's language.
     """
-    reward.check(prompts)
+    judge = reward.judge(prompts)
     transformer, vae = load_models(arch)
 
     def score(images: Tensor) -> RewardBatch:
-        scores = reward.score(images, prompts)
-        return RewardBatch(scores.total, scores.values)
+        scores = judge.score(images)
+        return RewardBatch(scores.total, scores.values, reward.totals)
 
     return DiffusersFlow(
         transformer,

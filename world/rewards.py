@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..rewards.base import check_images
+from ..rewards.base import Reward, check_images
 from .bundle import load
 from .prompts import parse
 from .scorer import Scorer
 from .verifier import verify
 
 
-class _WorldReward:
+class _WorldReward(Reward):
     needs_prompt = True
 
     def check(self, prompts: list[str]) -> None:

@@ -265,7 +265,7 @@ def test_keep_better_is_never_below_the_plain_sample(settings, reward):
     class Misled(Wrapped):
         def score(self, images):
             batch = super().score(images)
-            return batch if len(images) == 4 else RewardBatch(-batch.total)
+            return batch if len(images) == 4 else RewardBatch(-batch.total, batch.values)
 
     for flow in (world, Misled(world)):
         result = run(flow, replace(settings, keep_better=True), x)

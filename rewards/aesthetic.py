@@ -1,0 +1,104 @@
+"""How beautiful an image is: LAION's predictor, and Aesthetic Predictor V2.5 on SigLIP."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from .base import Reward, check_images
+from .checkpoints import Checkpoint, empty, fill
+from .networks import Head, ImageTower, Place
+from .preprocess import squashed_pixels
+
+SIGLIP_SO400M = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+    "hidden_act": "gelu_pytorch_tanh",
+}
+"""google/siglip-so400m-patch14-384."""
+
+
+def linear_head(sizes: tuple[int, ...], dropouts: tuple[bool, ...], prefix: str) -> nn.Module:
+    """Linear layers without activations, numbered as the official files number them.
+
+    Args:
+        dropouts: after which layers training had a dropout, which takes a number of its own.
+        prefix: of the layers' keys.
+    """
+    layers = Head()
+    for sides, dropout in zip(zip(sizes, sizes[1:], strict=False), dropouts, strict=True):
+        layers.append(nn.Linear(*sides))
+        if dropout:
+            layers.append(nn.Identity())
+    return nn.ModuleDict({prefix: layers})
+
+
+def load_head(path: Path, build, prefix: str) -> nn.Module:
+    head = fill(empty(build), Checkpoint(path).tensors(), path)
+    return head[prefix]
+
+
+class SiglipVision(nn.Module):
+    """Pixels [B, 3, h, w] to SigLIP's pooled image features [B, D]."""
+
+    def __init__(self, config: SiglipVisionConfig):
+        super().__init__()
+        self.vision_model = SiglipVisionModel(config)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.vision_model(pixel_values=pixels).pooler_output
+
+
+class Aesthetic(Reward):
+    """A linear head on an image's features of length 1; LAION's and V2.5's alike.
+
+    Args:
+        head: features [B, D] to scores [B, 1].
+    """
+
+    units = "predicted rating by people, about 1..10"
+
+    def __init__(self, name: str, typical: tuple[float, float], tower: ImageTower, head, place):
+        self.name, self.typical, self.tower = name, typical, tower
+        self.head = place(head)
+        self.networks = (tower.network, self.head)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        check_images(images)
+        return self.head(self.tower.unit_features(images))[:, 0].to(images.device)
+
+
+def load_laion_head(path: Path, width: int = 768) -> nn.Module:
+    """sac+logos+ava1-l14-linearMSE.pth: keys layers.{0,2,4,6,7}, for CLIP ViT-L/14's features."""
+    sizes = (width, 1024, 128, 64, 16, 1)
+    build = partial(linear_head, sizes, (True, True, True, False, False), "layers")
+    return load_head(path, build, "layers")
+
+
+def load_v2_5_head(path: Path, width: int = 1152) -> nn.Module:
+    """aesthetic_predictor_v2_5.pth: keys scoring_head.{0,2,4,6,8}, for SigLIP's features."""
+    sizes = (width, 1024, 128, 64, 16, 1)
+    build = partial(linear_head, sizes, (True, True, True, True, False), "scoring_head")
+    return load_head(path, build, "scoring_head")
+
+
+def load_siglip_tower(path: Path, place: Place) -> ImageTower:
+    """The image tower of a SigLIP checkpoint, whole or vision alone."""
+    checkpoint = Checkpoint(path)
+    given = checkpoint.config or {}
+    config = SiglipVisionConfig(**(given.get("vision_config") or given or SIGLIP_SO400M))
+    module = empty(lambda: SiglipVision(config))
+    wanted = next(iter(module.state_dict()))
+    nested = wanted.startswith("vision_model.vision_model.")
+    tensors = checkpoint.tensors(
+        ("vision_model.",), lambda key: f"vision_model.{key}" if nested else key
+    )
+    network = place(fill(module, tensors, path))
+    return ImageTower(network, partial(squashed_pixels, size=config.image_size))

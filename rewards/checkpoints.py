@@ -1,0 +1,199 @@
+"""Checkpoint files, read safely and loaded strictly: a wrong file is named, never half loaded."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+"""What a Hugging Face folder holds, best first."""
+
+
+class Checkpoint:
+    """The tensors of a file or a Hugging Face folder, read as they are asked for.
+
+    Args:
+        path: .safetensors, an official .pt/.pth/.bin (a state dict, or one under "state_dict"), or
+            a Hugging Face folder.
+
+    Attributes:
+        config: a Hugging Face folder's config.json, where there is one.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: the file is damaged, or holds more than tensors.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        folder = self.path if self.path.is_dir() else self.path.parent
+        file = self._weights() if self.path.is_dir() else self.path
+        if not file.is_file():
+            raise FileNotFoundError(f"expected a checkpoint at {file}, got no such file")
+        self._readers: dict[str, Callable[[], Tensor]] = {}
+        if file.name.endswith(".index.json"):
+            for shard in sorted(set(self._json(file)["weight_map"].values())):
+                self._add(folder / shard)
+        else:
+            self._add(file)
+        config = folder / "config.json"
+        known = file.name in WEIGHTS and config.is_file()
+        self.config: dict | None = self._json(config) if known else None
+
+    def _weights(self) -> Path:
+        for name in WEIGHTS:
+            if (self.path / name).is_file():
+                return self.path / name
+        raise FileNotFoundError(
+            f"expected {' or '.join(WEIGHTS)} in {self.path}, got "
+            f"{', '.join(sorted(p.name for p in self.path.iterdir())) or 'an empty folder'}"
+        )
+
+    def _json(self, path: Path) -> dict:
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"expected JSON in {path}, got {error}; get the file again") from None
+
+    def _add(self, file: Path) -> None:
+        if file.suffix == ".safetensors":
+            self._readers |= _safetensors(file)
+        elif file.suffix in PICKLED:
+            self._readers |= _pickled(file)
+        else:
+            raise ValueError(
+                f"expected a .safetensors file, or one of {', '.join(PICKLED)}, got {file.name}; "
+                "name the checkpoint itself, or its folder"
+            )
+
+    @property
+    def keys(self) -> set[str]:
+        return set(self._readers)
+
+    def tensors(
+        self, prefixes: tuple[str, ...] = ("",), rename: Callable[[str], str | None] = str
+    ) -> dict[str, Tensor]:
+        """The tensors whose keys start with one of ``prefixes``, under their ``rename``d keys.
+
+        Args:
+            rename: gives a new key, or None for a tensor that is to be left out.
+        """
+        chosen = {key: rename(key) for key in self._readers if key.startswith(prefixes)}
+        return {new: self._readers[key]() for key, new in chosen.items() if new is not None}
+
+
+def _safetensors(file: Path) -> Mapping[str, Callable[[], Tensor]]:
+    try:
+        opened = safe_open(file, framework="pt")
+        return {key: lambda key=key: opened.get_tensor(key) for key in opened.keys()}
+    except SafetensorError as error:
+        raise ValueError(_damaged(file, error)) from None
+
+
+def _pickled(file: Path) -> Mapping[str, Callable[[], Tensor]]:
+    try:
+        with file.open("rb") as opened:
+            zipped = opened.read(4) == b"PK\x03\x04"
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        told = str(error)
+        if "Unsupported" not in told and "GLOBAL" not in told:
+            raise ValueError(_damaged(file, told.splitlines()[0])) from None
+        raise ValueError(
+            f"expected tensors alone in {file}, got a pickle that asks to run code "
+            f"({_first_reason(told)}); if you trust where it is from, convert it in an environment "
+            "of its own: torch.load(..., weights_only=False), then "
+            "safetensors.torch.save_file(state_dict, ...)"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"expected a state dict in {file}, got a TorchScript archive; save "
+                "torch.jit.load(...).state_dict() with safetensors.torch.save_file"
+            ) from None
+        raise ValueError(_damaged(file, str(error).splitlines()[0] or error)) from None
+    state = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        kind = type(state).__name__
+        raise ValueError(f"expected a dictionary of tensors in {file}, got a {kind}; it is no model")
+    return {
+        key: lambda value=value: value for key, value in state.items() if torch.is_tensor(value)
+    }
+
+
+def _first_reason(told: str) -> str:
+    """The object that a pickle asks for, out of torch's long message."""
+    lines = [line.strip() for line in told.splitlines() if "GLOBAL" in line or "Unsupported" in line]
+    return lines[0][:160]
+
+
+def _damaged(file: Path, why: object) -> str:
+    size = file.stat().st_size
+    return f"expected a whole checkpoint, got {file} of {size:,} bytes: {why}; get the file again"
+
+
+def empty(build: Callable[[], nn.Module]) -> nn.Module:
+    """``build()`` without memory for weights, for :func:`fill`."""
+    with torch.device("meta"):
+        return build()
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
+    """``module`` (from :func:`empty`) with ``tensors`` as its weights, frozen, in float32 or lower.
+
+    Raises:
+        ValueError: a tensor that is missing, left over or of another shape, by its name.
+    """
+    wanted = module.state_dict()
+    missing = [key for key in wanted if key not in tensors]
+    unexpected = sorted(key for key in tensors if key not in wanted)
+    what = f"the {len(wanted)} tensors of {type(module).__name__}"
+    mend = "the file is damaged or of another model: get it again"
+    if missing:
+        raise ValueError(
+            f"expected {what} in {path}, got none named {missing[0]!r}"
+            f"{_more(missing)}{_also(unexpected)}; {mend}"
+        )
+    if unexpected:
+        raise ValueError(
+            f"expected {what} in {path}, got one more: {unexpected[0]!r}{_more(unexpected)}; {mend}"
+        )
+    for key, tensor in tensors.items():
+        if tensor.shape != wanted[key].shape:
+            raise ValueError(
+                f"expected {key!r} in {path} to be {list(wanted[key].shape)}, got "
+                f"{list(tensor.shape)}; {mend}"
+            )
+    module.load_state_dict(tensors, assign=True)
+    _restore_buffers(module)
+    return module.eval().requires_grad_(False)
+
+
+def _more(keys: list[str]) -> str:
+    return f" ({len(keys) - 1} more)" if len(keys) > 1 else ""
+
+
+def _also(keys: list[str]) -> str:
+    return f" (it has {keys[0]!r}, which does not belong there)" if keys else ""
+
+
+def _restore_buffers(module: nn.Module) -> None:
+    """Buffers that no checkpoint holds, which building without memory left empty."""
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            if not buffer.is_meta:
+                continue
+            if name == "position_ids":
+                value = torch.arange(buffer.shape[-1]).expand(buffer.shape).clone()
+            elif name == "attn_mask":
+                value = torch.full(buffer.shape, -torch.inf).triu(1)
+            else:
+                raise NotImplementedError(f"no value known for the buffer {name!r}")
+            setattr(owner, name, value)

@@ -1,0 +1,97 @@
+"""HPS v2 (arXiv 2306.09341) and v2.1: human preference as a cosine in a fine-tuned CLIP ViT-H/14."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import open_clip
+from torch import Tensor, nn
+
+from .base import Reward, check_images
+from .checkpoints import Checkpoint, empty, fill
+from .networks import ImageTower, Place, TextFeatures
+from .preprocess import padded_pixels, stretched_pixels
+from .tokens import CLIP_LENGTH, Tokens, clip_tokenizer
+
+ARCHITECTURE = "ViT-H-14"
+PREPROCESS = {"official": padded_pixels, "paper": stretched_pixels}
+
+
+class OpenClipTokens(Tokens):
+    """open_clip's own tokenizer, which mends text (ftfy) before it cuts it into words."""
+
+    def __init__(self, name: str):
+        super().__init__(name, clip_tokenizer(), CLIP_LENGTH)
+        self._open_clip = open_clip.SimpleTokenizer(context_length=CLIP_LENGTH)
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        return self._open_clip(prompts)
+
+    def cut_off(self, prompt: str) -> str:
+        ids = self._open_clip.encode(prompt)
+        return self._open_clip.decode(ids[CLIP_LENGTH - 2 :]).strip()
+
+
+class OpenClipVision(nn.Module):
+    def __init__(self, whole: open_clip.CLIP):
+        super().__init__()
+        self.visual = whole.visual
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.visual(pixels.to(self.visual.conv1.weight.dtype))
+
+
+class OpenClipText(nn.Module):
+    def __init__(self, whole: open_clip.CLIP):
+        super().__init__()
+        del whole.visual
+        self.text = whole
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.text.encode_text(ids)
+
+
+class HPS(Reward):
+    """HPS v2: the cosine of image and prompt, without logit scale, as the official package gives.
+
+    Args:
+        path: HPS_v2.1_compressed.pt or HPS_v2_compressed.pt, or the same tensors as .safetensors.
+        config: open_clip's description of the model.
+    """
+
+    units = "cosine of image and prompt, -1..1"
+    typical = (0.2, 0.35)
+    needs_prompt = True
+    token_limit = CLIP_LENGTH
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        place: Place,
+        *,
+        preprocess: str = "official",
+        config: dict | None = None,
+    ):
+        self.name = name
+        config = config or open_clip.get_model_config(ARCHITECTURE)
+        tensors = Checkpoint(path).tensors()
+        whole = fill(empty(lambda: open_clip.CLIP(**config)), tensors, path)
+        size = config["vision_cfg"]["image_size"]
+        vision = place(OpenClipVision(whole).eval())
+        self.tower = ImageTower(vision, partial(PREPROCESS[preprocess], size=size))
+        self.tokens = OpenClipTokens(name)
+        self.text = TextFeatures(place(OpenClipText(whole).eval()), self.tokens)
+        self.networks = (vision,)
+
+    def check(self, prompts: list[str]) -> None:
+        self.tokens.warn(prompts)
+
+    def prepare(self, prompts: list[str]) -> None:
+        self.text(prompts)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        check_images(images)
+        text = self.text(prompts)
+        return (self.tower.unit_features(images) * text).sum(-1).to(images.device)

@@ -1,0 +1,189 @@
+"""How well an image spells out a text: OCR by an engine that the user has, and an edit distance."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import Reward, check_images
+
+QUOTES = re.compile(r'"([^"]*)"|\u201c([^\u201d]*)\u201d|\u00ab([^\u00bb]*)\u00bb|\u300c([^\u300d]*)\u300d')
+"""Straight and curly double quotes, guillemets, corner brackets."""
+
+INSTALL = (
+    "to add one without touching what ComfyUI has: pip install onnxruntime, then pip install "
+    "--no-deps rapidocr, then those of pyclipper, shapely, omegaconf and opencv-python-headless "
+    "that `pip list` does not show (any opencv package will do: keep the one you have)"
+)
+
+
+class Engine(Protocol):
+    """Reads text."""
+
+    def read(self, image: np.ndarray) -> list[str]:
+        """Lines of text in ``image`` [H, W, 3], 8-bit RGB, top to bottom; none for a blank one."""
+        ...
+
+
+class RapidOCREngine:
+    """RapidOCR 3: PP-OCR models inside its wheel, on onnxruntime; nothing is downloaded."""
+
+    def __init__(self):
+        from rapidocr import RapidOCR
+
+        # The package talks on its own logger at every image.
+        logging.getLogger("RapidOCR").setLevel(logging.WARNING)
+        self._engine = RapidOCR(params={"Global.log_level": "warning"})
+
+    def read(self, image: np.ndarray) -> list[str]:
+        return list(self._engine(np.ascontiguousarray(image[..., ::-1])).txts or ())
+
+
+class PaddleOCREngine:
+    """PaddleOCR 3, with models that are on disk already.
+
+    Raises:
+        FileNotFoundError: no models: PaddleOCR would fetch them itself, which nobody asked it to.
+    """
+
+    DETECTION, RECOGNITION = "PP-OCRv5_server_det", "PP-OCRv5_server_rec"
+
+    def __init__(self):
+        home = Path(os.environ.get("PADDLE_PDX_CACHE_HOME", Path.home() / ".paddlex"))
+        folders = [home / "official_models" / n for n in (self.DETECTION, self.RECOGNITION)]
+        absent = [str(folder) for folder in folders if not folder.is_dir()]
+        if absent:
+            raise FileNotFoundError(
+                f"expected PaddleOCR's models in {' and '.join(absent)}, got none; run "
+                "`paddleocr ocr -i any.png` once, which downloads them, or use RapidOCR: " + INSTALL
+            )
+        from paddleocr import PaddleOCR
+
+        self._engine = PaddleOCR(
+            text_detection_model_name=self.DETECTION,
+            text_detection_model_dir=str(folders[0]),
+            text_recognition_model_name=self.RECOGNITION,
+            text_recognition_model_dir=str(folders[1]),
+            use_doc_orientation_classify=False,
+            use_doc_unwarping=False,
+            use_textline_orientation=False,
+        )
+
+    def read(self, image: np.ndarray) -> list[str]:
+        (page,) = self._engine.predict(np.ascontiguousarray(image[..., ::-1]))
+        return list(page["rec_texts"])
+
+
+ENGINES: dict[str, tuple[str, type]] = {
+    "rapidocr": ("rapidocr", RapidOCREngine),
+    "paddleocr": ("paddleocr", PaddleOCREngine),
+}
+"""Names to the module that an engine needs, and the engine; preferred ones first."""
+
+
+def installed_engines() -> list[str]:
+    return [n for n, (module, _) in ENGINES.items() if importlib.util.find_spec(module)]
+
+
+@cache
+def load_engine(name: str = "auto") -> Engine:
+    """An engine by name; "auto" takes the first that is installed.
+
+    Raises:
+        ImportError: it is not installed.
+        ValueError: no engine has this name.
+    """
+    if name != "auto" and name not in ENGINES:
+        raise ValueError(f"expected engine 'auto' or one of {', '.join(ENGINES)}, got {name!r}")
+    found = installed_engines() if name == "auto" else [name]
+    if not found or found[0] not in installed_engines():
+        wanted = " or ".join(ENGINES) if name == "auto" else name
+        raise ImportError(f"expected an OCR engine ({wanted}), got none installed; {INSTALL}")
+    return ENGINES[found[0]][1]()
+
+
+def quoted(prompt: str) -> str | None:
+    """The first text in double quotes of any kind; None where there is none."""
+    match = QUOTES.search(prompt)
+    return next((group for group in match.groups() if group is not None), None) if match else None
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Levenshtein's distance."""
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, right in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
+    return row[-1]
+
+
+def likeness(read: str, target: str) -> float:
+    """1 - min(distance, n) / n, n letters of ``target``; case and spaces do not count.
+
+    As Flow-GRPO has it: 1 as soon as the target stands anywhere in what was read.
+    """
+    read, target = ("".join(text.lower().split()) for text in (read, target))
+    if target in read:
+        return 1.0
+    return 1 - min(edit_distance(read, target), len(target)) / len(target)
+
+
+class OCR(Reward):
+    """How nearly an image spells out a text (Flow-GRPO's and the paper's OCR reward).
+
+    Args:
+        text: what is to be read; "" for the prompt's first text in quotes.
+        engine: its name, "auto" for the first that is installed, or one itself.
+    """
+
+    name = "ocr"
+    units = "share of the text that is spelt right, 0..1"
+    typical = (0.0, 1.0)
+    needs_prompt = True
+
+    def __init__(self, text: str = "", engine: str | Engine = "auto"):
+        self.text = text
+        if text and not text.strip():
+            raise ValueError(f"expected a text with letters in it, got {text!r}; leave it empty")
+        self.engine = load_engine(engine) if isinstance(engine, str) else engine
+
+    def target(self, prompt: str) -> str:
+        """The text that an image of ``prompt`` is to show.
+
+        Raises:
+            ValueError: the prompt quotes none, or an empty one.
+        """
+        if self.text:
+            return self.text
+        found = quoted(prompt)
+        if found is None:
+            raise ValueError(
+                'expected a prompt with the text in quotes, such as a sign that says "OPEN", got '
+                f"{prompt!r}; quote it, or give the reward its text"
+            )
+        if not found.strip():
+            raise ValueError(f"expected text between the quotes, got none in {prompt!r}")
+        return found
+
+    def check(self, prompts: list[str]) -> None:
+        for prompt in prompts:
+            self.target(prompt)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        check_images(images)
+        arrays = (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+        scores = [
+            likeness("".join(self.engine.read(array)), self.target(prompt))
+            for array, prompt in zip(arrays, prompts, strict=True)
+        ]
+        return torch.tensor(scores, device=images.device)
