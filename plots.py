@@ -5,10 +5,32 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 _INK, _MUTED, _SEARCH, _PLAIN = "#22262e", "#8a93a3", "#0f7b6c", "#c2571a"
+
+
+def captioned(images: Tensor, captions: list[str]) -> list[Image.Image]:
+    """``images`` [B, H, W, 3] (0..1) as RGB images with a caption of some lines below each."""
+    return [_captioned(image, text) for image, text in zip(images, captions, strict=True)]
+
+
+def _captioned(image: Tensor, text: str) -> Image.Image:
+    picture = to_pil(image)
+    size = max(12, picture.width // 28)
+    font = ImageFont.load_default(size)
+    lines = text.splitlines()
+    margin, step = size // 2, round(size * 1.35)
+    canvas = Image.new(
+        "RGB", (picture.width, picture.height + step * len(lines) + 2 * margin), "white"
+    )
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for number, line in enumerate(lines):
+        place = (margin, picture.height + margin + number * step)
+        draw.text(place, line, font=font, fill=_INK if number == 0 else _MUTED)
+    return canvas
 
 
 def reward_curve(report: dict, item: int = 0, size: tuple[int, int] = (720, 440)) -> Image.Image:
@@ -77,8 +99,6 @@ def to_pil(image: Tensor) -> Image.Image:
 
 def side_by_side(images: list[Image.Image], captions: list[str], scale: int = 1) -> Image.Image:
     """Images of one size next to each other, enlarged ``scale`` times, a caption under each."""
-    from PIL import ImageFont
-
     width, height = images[0].width * scale, images[0].height * scale
     gap, foot = 12, 34
     sheet = Image.new("RGB", (len(images) * (width + gap) + gap, height + gap + foot), "white")

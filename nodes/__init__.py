@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension
 
 from .demo_model import DemoModel
+from .load_reward import LoadReward
 from .plot import RewardPlot
 from .rewards import RewardMixer, RewardScorer
 from .search import SDELatentSearch, SearchSettingsNode
@@ -12,6 +13,7 @@ class FlowTTRLExtension(ComfyExtension):
     async def get_node_list(self):
         return [
             DemoModel,
+            LoadReward,
             RewardMixer,
             RewardScorer,
             SearchSettingsNode,

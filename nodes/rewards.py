@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from comfy_api.latest import io, ui
 
-from ..rewards import ANALYTIC, RewardMix
+from ..plots import captioned
+from ..rewards import ANALYTIC, MODES, RewardMix, Scores
 from ..world.rewards import WORLD_REWARDS, world_reward
 from .types import CATEGORY, Reward, schema
 
 _SOCKETS = ("reward_a", "reward_b", "reward_c", "reward_d")
+_MORE_SOCKETS = ("reward_e", "reward_f", "reward_g", "reward_h")
 _WEIGHTS = (*ANALYTIC, *WORLD_REWARDS)
 _MEANING = {
     "white": "Mean brightness, 0..1.",
@@ -19,12 +23,40 @@ _MEANING = {
     "verifier": "Tiny world only: how nearly shapes, colours, count and relation hold, 0..1.",
     "scorer": "Tiny world only: a small learned image-text judge, cosine -1..1.",
 }
+_APPENDED = {"mode": MODES[0], **{n.replace("reward", "weight"): 1.0 for n in _MORE_SOCKETS}}
+"""Neutral values of inputs that graphs saved before they were appended lack."""
 
 
-def _weight(name: str, default: float, tooltip: str) -> io.Float.Input:
+def _weight(name: str, default: float, tooltip: str, **more) -> io.Float.Input:
     return io.Float.Input(
-        name, default=default, min=-1000.0, max=1000.0, step=0.05, round=0.001, tooltip=tooltip
+        name,
+        default=default,
+        min=-1000.0,
+        max=1000.0,
+        step=0.05,
+        round=0.001,
+        tooltip=tooltip,
+        **more,
     )
+
+
+def _sockets(names: tuple[str, ...]) -> list:
+    return [
+        Reward.Input(name, optional=True, tooltip="A reward to mix in, times its weight below.")
+        for name in names
+    ]
+
+
+def _shares(names: tuple[str, ...], **more) -> list:
+    return [
+        _weight(
+            name.replace("reward", "weight"),
+            1.0,
+            f"Weight of {name}. 1 leaves it as it is, 0 leaves it out, below 0 turns it round.",
+            **more,
+        )
+        for name in names
+    ]
 
 
 class RewardMixer(io.ComfyNode):
@@ -32,41 +64,47 @@ class RewardMixer(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        sockets = [
-            Reward.Input(name, optional=True, tooltip="A reward to mix in, times its weight below.")
-            for name in _SOCKETS
-        ]
-        shares = [
-            _weight(
-                name.replace("reward", "weight"),
-                1.0,
-                f"Weight of {name}. 1 leaves it as it is, 0 leaves it out, below 0 turns it round.",
-            )
-            for name in _SOCKETS
-        ]
         built_in = [
             _weight(name, 0.0, f"{_MEANING[name]} Weight 0 leaves it out.") for name in _WEIGHTS
         ]
+        mode = io.Combo.Input(
+            "mode",
+            options=list(MODES),
+            default=MODES[0],
+            optional=True,
+            tooltip="raw: the rewards as they are, each times its weight (the paper's sum). "
+            "standardised: each in units of its own spread among the images of the run, so that "
+            "weights mean the same for all. rank: the share of the images of the run that an image "
+            "beats. Of mixes wired to this one, the weights count and not the mode.",
+        )
         return schema(
             node_id="TTRLRewardMixer",
             display_name="TTRL Reward Mixer",
             category=CATEGORY,
             description="Adds up rewards, each times its weight, to the one that drives a search.",
             search_aliases=["ttrl", "score_dict", "reward weights"],
-            inputs=[*sockets, *shares, *built_in],
+            inputs=[
+                *_sockets(_SOCKETS),
+                *_shares(_SOCKETS),
+                *built_in,
+                *_sockets(_MORE_SOCKETS),
+                *_shares(_MORE_SOCKETS, optional=True),
+                mode,
+            ],
             outputs=[Reward.Output(display_name="reward")],
         )
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
+        inputs = _APPENDED | inputs
         parts = []
-        for name in _SOCKETS:
+        for name in (*_SOCKETS, *_MORE_SOCKETS):
             mix, share = inputs.get(name), inputs[name.replace("reward", "weight")]
             if mix is not None and share:
                 parts += [(reward, share * weight) for reward, weight in mix.parts]
         parts += [(ANALYTIC[name], inputs[name]) for name in ANALYTIC if inputs[name]]
         parts += [(world_reward(name), inputs[name]) for name in WORLD_REWARDS if inputs[name]]
-        return io.NodeOutput(RewardMix(tuple(parts)))
+        return io.NodeOutput(RewardMix(tuple(parts), inputs["mode"]))
 
 
 class RewardScorer(io.ComfyNode):
@@ -91,32 +129,62 @@ class RewardScorer(io.ComfyNode):
                     tooltip="What the images should show. Empty for rewards that look at the image "
                     "alone.",
                 ),
+                io.Boolean.Input(
+                    "one_prompt_per_line",
+                    default=False,
+                    optional=True,
+                    tooltip="On: line n is the prompt of image n, and there are as many lines as "
+                    "images. Off: all of the text is the prompt of every image.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="table"),
                 io.Image.Output(display_name="best_image"),
                 io.Int.Output(display_name="best_index"),
                 io.Float.Output(display_name="scores", is_output_list=True),
+                io.Int.Output(display_name="ranking", is_output_list=True),
+                io.Image.Output(display_name="annotated"),
             ],
         )
 
     @classmethod
-    def execute(cls, images, reward: RewardMix, prompt: str) -> io.NodeOutput:
-        reward.check([prompt])
-        scores = reward.score(images[..., :3], [prompt])
-        ranking = scores.total.argsort(descending=True).tolist()
+    def execute(
+        cls, images, reward: RewardMix, prompt: str, one_prompt_per_line: bool = False
+    ) -> io.NodeOutput:
+        prompts = _lines(prompt, len(images)) if one_prompt_per_line else [prompt]
+        images = images[..., :3]
+        scores = reward.score(images, prompts)
+        # an image that nothing could judge comes last
+        ranking = scores.total.nan_to_num(-torch.inf).argsort(descending=True).tolist()
+        table, annotated = _table(scores, ranking), _annotated(images, scores, ranking)
         best = ranking[0]
-        table = _table(scores, ranking)
         return io.NodeOutput(
             table,
             images[best : best + 1],
             best,
             scores.total.tolist(),
-            ui=ui.PreviewText(table),
+            ranking,
+            annotated,
+            ui={"text": (table,), **ui.PreviewImage(annotated, cls=cls).as_dict()},
         )
 
 
-def _table(scores, ranking: list[int]) -> str:
+def _lines(text: str, images: int) -> list[str]:
+    """A prompt per image.
+
+    Raises:
+        ValueError: another number of lines.
+    """
+    lines = text.strip("\n").split("\n")
+    if len(lines) != images:
+        raise ValueError(
+            f"expected a line of prompt for each of {images} images, got {len(lines)} lines; write "
+            "one for each, or turn one_prompt_per_line off"
+        )
+    return lines
+
+
+def _table(scores: Scores, ranking: list[int]) -> str:
     """A line per image, best first: its number, the total and every reward by name."""
     columns = {"total": scores.total, **scores.values}
     widths = {name: max(len(name), 7) for name in columns}
@@ -125,3 +193,14 @@ def _table(scores, ranking: list[int]) -> str:
         values = (f"{columns[n][index].item():.3f}".rjust(w) for n, w in widths.items())
         lines.append("  ".join([f"{rank:4d}", f"{index:5d}", *values]))
     return "\n".join(lines)
+
+
+def _annotated(images: torch.Tensor, scores: Scores, ranking: list[int]) -> torch.Tensor:
+    """The images [B, H, W, 3] in their order, each with its rank and scores below."""
+    ranks = {index: rank for rank, index in enumerate(ranking, 1)}
+    captions = []
+    for index in range(len(images)):
+        parts = [f"{name} {value[index].item():.3f}" for name, value in scores.values.items()]
+        captions.append("\n".join([f"#{ranks[index]}   {scores.total[index].item():.3f}", *parts]))
+    pictures = [np.asarray(p, dtype=np.float32) / 255 for p in captioned(images, captions)]
+    return torch.from_numpy(np.stack(pictures))

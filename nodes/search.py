@@ -5,9 +5,10 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
+from torch import Tensor
 
 from ..rewards import RewardMix
-from ..sampling import PRESETS, SearchSettings, preset
+from ..sampling import PRESETS, RewardBatch, SearchSettings, preset
 from ..sampling.settings import GRADIENTS, STEPS, UPDATES
 from .types import ADVANCED, CATEGORY, Report, Reward, Settings, schema
 
@@ -290,6 +291,8 @@ class SearchSettingsNode(io.ComfyNode):
     def execute(cls, preset: str, **inputs) -> io.NodeOutput:
         always = ("keep_better", "max_calls", "max_seconds", "target_reward", "micro_batch")
         common = {name: inputs.pop(name) for name in always}
+        if common["target_reward"] >= _NEVER:
+            common["target_reward"] = None
         if preset != "custom":
             return io.NodeOutput(_named(preset, **common))
         inputs = _APPENDED | inputs
@@ -407,13 +410,19 @@ class SDELatentSearch(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..sampling.hosts.comfy import SearchSampler, sample_latents
 
-        reward.check([prompt])
-        sampler = SearchSampler(
-            settings or _UNWIRED,
-            vae,
-            lambda images: reward.score(images, [prompt]),
-            with_plain=baseline,
-        )
+        settings = settings or _UNWIRED
+        if settings.target_reward is not None and reward.mode != "raw":
+            raise ValueError(
+                f"expected no target_reward with rewards mixed by mode {reward.mode!r}, which only "
+                f"compares images, got {settings.target_reward}; take mode 'raw' or clear it"
+            )
+        judge = reward.judge([prompt])
+
+        def score(images: Tensor) -> RewardBatch:
+            scores = judge.score(images)
+            return RewardBatch(scores.total, scores.values, reward.totals)
+
+        sampler = SearchSampler(settings, vae, score, with_plain=baseline, models=reward.patchers)
         samples = sample_latents(
             model,
             positive,
@@ -430,4 +439,4 @@ class SDELatentSearch(io.ComfyNode):
         plain = ExecutionBlocker(None)
         if baseline:
             plain = {**latent_image, "samples": sampler.plain.to(samples.device)}
-        return io.NodeOutput(searched, plain, sampler.report())
+        return io.NodeOutput(searched, plain, sampler.report() | {"reward": judge.report()})

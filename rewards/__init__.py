@@ -1,7 +1,18 @@
-"""Judges of images: one module a family, and the mixer that makes several one."""
+"""Judges of images: one module a family, the catalogue, and the mixer that makes several one."""
 
 from .analytic import ANALYTIC
 from .base import Reward, Scores
-from .mixer import RewardMix
+from .catalogue import CATALOGUE, default_folders, load_reward
+from .mixer import MODES, Judge, RewardMix
 
-__all__ = ["ANALYTIC", "Reward", "RewardMix", "Scores"]
+__all__ = [
+    "ANALYTIC",
+    "CATALOGUE",
+    "MODES",
+    "Judge",
+    "Reward",
+    "RewardMix",
+    "Scores",
+    "default_folders",
+    "load_reward",
+]

@@ -75,18 +75,27 @@ class Aesthetic(Reward):
         return self.head(self.tower.unit_features(images))[:, 0].to(images.device)
 
 
-def load_laion_head(path: Path, width: int = 768) -> nn.Module:
-    """sac+logos+ava1-l14-linearMSE.pth: keys layers.{0,2,4,6,7}, for CLIP ViT-L/14's features."""
-    sizes = (width, 1024, 128, 64, 16, 1)
+def laion(path: Path, tower: ImageTower, place: Place) -> Aesthetic:
+    """LAION's predictor (improved-aesthetic-predictor) for CLIP ViT-L/14's features.
+
+    Args:
+        path: sac+logos+ava1-l14-linearMSE.pth: keys layers.{0,2,4,6,7}.
+    """
+    sizes = (tower.width, 1024, 128, 64, 16, 1)
     build = partial(linear_head, sizes, (True, True, True, False, False), "layers")
-    return load_head(path, build, "layers")
+    return Aesthetic("aesthetic", (4.5, 7.0), tower, load_head(path, build, "layers"), place)
 
 
-def load_v2_5_head(path: Path, width: int = 1152) -> nn.Module:
-    """aesthetic_predictor_v2_5.pth: keys scoring_head.{0,2,4,6,8}, for SigLIP's features."""
-    sizes = (width, 1024, 128, 64, 16, 1)
+def v2_5(path: Path, tower: ImageTower, place: Place) -> Aesthetic:
+    """Aesthetic Predictor V2.5 for SigLIP's features.
+
+    Args:
+        path: aesthetic_predictor_v2_5.pth: keys scoring_head.{0,2,4,6,8}.
+    """
+    sizes = (tower.width, 1024, 128, 64, 16, 1)
     build = partial(linear_head, sizes, (True, True, True, True, False), "scoring_head")
-    return load_head(path, build, "scoring_head")
+    head = load_head(path, build, "scoring_head")
+    return Aesthetic("aesthetic_v2_5", (3.0, 7.0), tower, head, place)
 
 
 def load_siglip_tower(path: Path, place: Place) -> ImageTower:
@@ -101,4 +110,5 @@ def load_siglip_tower(path: Path, place: Place) -> ImageTower:
         ("vision_model.",), lambda key: f"vision_model.{key}" if nested else key
     )
     network = place(fill(module, tensors, path))
-    return ImageTower(network, partial(squashed_pixels, size=config.image_size))
+    pixels = partial(squashed_pixels, size=config.image_size)
+    return ImageTower(network, pixels, config.hidden_size)

@@ -22,6 +22,7 @@ class Reward(ABC):
         needs_reference: whether it compares with an image that it was loaded with.
         token_limit: tokens of a prompt that it reads; None where it reads all, or none at all.
         networks: what has to be on the device while images are scored.
+        text_networks: what has to be there only while prompts are prepared.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Reward(ABC):
     needs_reference: bool = False
     token_limit: int | None = None
     networks: tuple[Network, ...] = ()
+    text_networks: tuple[Network, ...] = ()
 
     @abstractmethod
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:

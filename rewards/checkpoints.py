@@ -12,8 +12,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 """What a Hugging Face folder holds, best first."""
+CONFIGS = ("config.json", "open_clip_config.json")
 
 
 class Checkpoint:
@@ -24,7 +31,7 @@ class Checkpoint:
             a Hugging Face folder.
 
     Attributes:
-        config: a Hugging Face folder's config.json, where there is one.
+        config: a Hugging Face folder's config.json (or open_clip's), where there is one.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -43,9 +50,9 @@ class Checkpoint:
                 self._add(folder / shard)
         else:
             self._add(file)
-        config = folder / "config.json"
-        known = file.name in WEIGHTS and config.is_file()
-        self.config: dict | None = self._json(config) if known else None
+        configs = [folder / name for name in CONFIGS if (folder / name).is_file()]
+        known = file.name in WEIGHTS and configs
+        self.config: dict | None = self._json(configs[0]) if known else None
 
     def _weights(self) -> Path:
         for name in WEIGHTS:
@@ -122,7 +129,9 @@ def _pickled(file: Path) -> Mapping[str, Callable[[], Tensor]]:
     state = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         kind = type(state).__name__
-        raise ValueError(f"expected a dictionary of tensors in {file}, got a {kind}; it is no model")
+        raise ValueError(
+            f"expected a dictionary of tensors in {file}, got a {kind}; it is no model"
+        )
     return {
         key: lambda value=value: value for key, value in state.items() if torch.is_tensor(value)
     }
@@ -130,7 +139,9 @@ def _pickled(file: Path) -> Mapping[str, Callable[[], Tensor]]:
 
 def _first_reason(told: str) -> str:
     """The object that a pickle asks for, out of torch's long message."""
-    lines = [line.strip() for line in told.splitlines() if "GLOBAL" in line or "Unsupported" in line]
+    lines = [
+        line.strip() for line in told.splitlines() if "GLOBAL" in line or "Unsupported" in line
+    ]
     return lines[0][:160]
 
 

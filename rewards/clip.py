@@ -131,7 +131,8 @@ def _drop_position_ids(key: str) -> str | None:
 def load_image_tower(path: Path, architecture: dict, place: Place, preprocess: str) -> ImageTower:
     network = load_part(ClipVision, path, architecture, place)
     size = network.module.vision_model.config.image_size
-    return ImageTower(network, _pixels(preprocess, size))
+    width = network.module.visual_projection.out_features
+    return ImageTower(network, _pixels(preprocess, size), width)
 
 
 _pixels_made: dict[tuple[str, int], partial] = {}
@@ -139,9 +140,7 @@ _pixels_made: dict[tuple[str, int], partial] = {}
 
 def _pixels(preprocess: str, size: int) -> partial:
     """The same object for the same arguments, so that towers know each other's features."""
-    return _pixels_made.setdefault(
-        (preprocess, size), partial(PREPROCESS[preprocess], size=size)
-    )
+    return _pixels_made.setdefault((preprocess, size), partial(PREPROCESS[preprocess], size=size))
 
 
 class ClipReward(Reward):
@@ -178,7 +177,7 @@ class ClipReward(Reward):
         self.tower = load_image_tower(path, architecture, place, preprocess)
         self.tokens = Tokens(name, clip_tokenizer(), CLIP_LENGTH)
         self.text = TextFeatures(load_part(ClipText, path, architecture, place), self.tokens)
-        self.networks = (self.tower.network,)
+        self.networks, self.text_networks = (self.tower.network,), (self.text.network,)
 
     def check(self, prompts: list[str]) -> None:
         self.tokens.warn(prompts)
@@ -191,6 +190,34 @@ class ClipReward(Reward):
         text = self.text(prompts)
         cosine = (self.tower.unit_features(images) * text).sum(-1)
         return self.scale * cosine.to(images.device)
+
+
+def clip_score(path: Path, place: Place, architecture: dict, preprocess: str) -> ClipReward:
+    """CLIP score, as Flow-GRPO scales it."""
+    return ClipReward(
+        "clipscore",
+        "logit / 30",
+        (0.6, 1.0),
+        path,
+        architecture,
+        place,
+        divisor=30,
+        preprocess=preprocess,
+    )
+
+
+def pick_score(path: Path, place: Place, architecture: dict, preprocess: str) -> ClipReward:
+    """PickScore v1, as Flow-GRPO scales it."""
+    return ClipReward(
+        "pickscore",
+        "logit / 26",
+        (0.7, 0.9),
+        path,
+        architecture,
+        place,
+        divisor=26,
+        preprocess=preprocess,
+    )
 
 
 class ImageSimilarity(Reward):

@@ -1,4 +1,4 @@
-"""HPS v2 (arXiv 2306.09341) and v2.1: human preference as a cosine in a fine-tuned CLIP ViT-H/14."""
+"""HPS v2 (arXiv 2306.09341) and v2.1: human preference as a cosine in a tuned CLIP ViT-H/14."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class HPS(Reward):
     """HPS v2: the cosine of image and prompt, without logit scale, as the official package gives.
 
     Args:
-        path: HPS_v2.1_compressed.pt or HPS_v2_compressed.pt, or the same tensors as .safetensors.
-        config: open_clip's description of the model.
+        path: HPS_v2.1_compressed.pt or HPS_v2_compressed.pt, the same tensors as .safetensors, or
+            a folder in open_clip's layout.
     """
 
     units = "cosine of image and prompt, -1..1"
@@ -72,18 +72,18 @@ class HPS(Reward):
         place: Place,
         *,
         preprocess: str = "official",
-        config: dict | None = None,
     ):
         self.name = name
-        config = config or open_clip.get_model_config(ARCHITECTURE)
-        tensors = Checkpoint(path).tensors()
-        whole = fill(empty(lambda: open_clip.CLIP(**config)), tensors, path)
-        size = config["vision_cfg"]["image_size"]
+        checkpoint = Checkpoint(path)
+        given = (checkpoint.config or {}).get("model_cfg")
+        config = given or open_clip.get_model_config(ARCHITECTURE)
+        whole = fill(empty(lambda: open_clip.CLIP(**config)), checkpoint.tensors(), path)
         vision = place(OpenClipVision(whole).eval())
-        self.tower = ImageTower(vision, partial(PREPROCESS[preprocess], size=size))
+        pixels = partial(PREPROCESS[preprocess], size=config["vision_cfg"]["image_size"])
+        self.tower = ImageTower(vision, pixels, config["embed_dim"])
         self.tokens = OpenClipTokens(name)
         self.text = TextFeatures(place(OpenClipText(whole).eval()), self.tokens)
-        self.networks = (vision,)
+        self.networks, self.text_networks = (vision,), (self.text.network,)
 
     def check(self, prompts: list[str]) -> None:
         self.tokens.warn(prompts)

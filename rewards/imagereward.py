@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,50 +19,36 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the rewards on the authors' data: the official score is standardised with them."""
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of the network; the defaults are ImageReward-v1.0's."""
-
-    width: int = 1024
-    layers: int = 24
-    heads: int = 16
-    image: int = 224
-    patch: int = 16
-    text_width: int = 768
-    text_layers: int = 12
-    text_heads: int = 12
-    vocabulary: int = 30524
-    length: int = 35
+LENGTH = 35
+VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 16,
+    "layer_norm_eps": 1e-6,
+}
+TEXT = {
+    "vocab_size": 30524,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+}
+"""ImageReward-v1.0's sizes, as BLIP's configuration in transformers names them."""
 
 
 class ImageRewardNetwork(nn.Module):
     """Pixels [B, 3, h, w], token ids and mask [B, L] to unstandardised rewards [B, 1]."""
 
-    def __init__(self, sizes: Architecture):
+    def __init__(self, vision: dict, text: dict):
         super().__init__()
-        self.vision = BlipVisionModel(
-            BlipVisionConfig(
-                hidden_size=sizes.width,
-                intermediate_size=4 * sizes.width,
-                num_hidden_layers=sizes.layers,
-                num_attention_heads=sizes.heads,
-                image_size=sizes.image,
-                patch_size=sizes.patch,
-                layer_norm_eps=1e-6,
-            )
-        )
-        config = BlipTextConfig(
-            vocab_size=sizes.vocabulary,
-            hidden_size=sizes.text_width,
-            encoder_hidden_size=sizes.width,
-            intermediate_size=4 * sizes.text_width,
-            num_hidden_layers=sizes.text_layers,
-            num_attention_heads=sizes.text_heads,
-            max_position_embeddings=512,
-            is_decoder=True,
-        )
-        self.text = BlipTextModel(config, add_pooling_layer=False)
-        widths = (sizes.text_width, 1024, 128, 64, 16, 1)
+        self.vision = BlipVisionModel(BlipVisionConfig(**vision))
+        across = {"encoder_hidden_size": vision["hidden_size"], "is_decoder": True}
+        self.text = BlipTextModel(BlipTextConfig(**text, **across), add_pooling_layer=False)
+        widths = (text["hidden_size"], 1024, 128, 64, 16, 1)
         layers = [nn.Linear(*sides) for sides in zip(widths, widths[1:], strict=False)]
         # dropouts, which the official file's numbering counts, stood after the first three
         places = (0, None, 1, None, 2, None, 3, 4)
@@ -77,32 +62,35 @@ class ImageRewardNetwork(nn.Module):
         return self.head(read.last_hidden_state[:, 0])
 
 
-_RENAMED = (
-    (r"^blip\.visual_encoder\.cls_token$", "vision.embeddings.class_embedding"),
-    (r"^blip\.visual_encoder\.pos_embed$", "vision.embeddings.position_embedding"),
-    (r"^blip\.visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
-    (r"^blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision.encoder.layers.\1.layer_norm\2."),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"vision.encoder.layers.\1.self_attn.qkv."),
-    (
-        r"^blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
-        r"vision.encoder.layers.\1.self_attn.projection.",
-    ),
-    (r"^blip\.visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision.encoder.layers.\1.mlp."),
-    (r"^blip\.text_encoder\.", "text."),
-    (r"^mlp\.layers\.", "head."),
-)
+_VISION = "blip.visual_encoder."
+_RENAMED = {
+    f"{_VISION}cls_token": "vision.embeddings.class_embedding",
+    f"{_VISION}pos_embed": "vision.embeddings.position_embedding",
+    f"{_VISION}patch_embed.proj.": "vision.embeddings.patch_embedding.",
+    f"{_VISION}norm.": "vision.post_layernorm.",
+    f"{_VISION}blocks.": "vision.encoder.layers.",
+    "blip.text_encoder.": "text.",
+    "mlp.layers.": "head.",
+}
+_RENAMED_IN_BLOCKS = {
+    ".norm": ".layer_norm",
+    ".attn.qkv.": ".self_attn.qkv.",
+    ".attn.proj.": ".self_attn.projection.",
+}
 _UNUSED = re.compile(r"^blip\.(vision_proj|text_proj|itm_head)\.|\.position_ids$")
 
 
 def renamed(key: str) -> str | None:
-    """The official key as ``ImageRewardNetwork`` has it; None for one that scoring has no use for."""
+    """The official key as ``ImageRewardNetwork`` has it; None for what scoring has no use for."""
     if _UNUSED.search(key):
         return None
-    for pattern, name in _RENAMED:
-        new, count = re.subn(pattern, name, key)
-        if count:
-            return new
+    for start, new in _RENAMED.items():
+        if key.startswith(start):
+            rest = key[len(start) :]
+            if start.endswith("blocks."):
+                for old, name in _RENAMED_IN_BLOCKS.items():
+                    rest = rest.replace(old, name)
+            return new + rest
     return key
 
 
@@ -110,7 +98,8 @@ class ImageReward(Reward):
     """ImageReward-v1.0's standardised score.
 
     Args:
-        path: ImageReward.pt, or the same tensors as .safetensors.
+        path: ImageReward.pt, the same tensors as .safetensors, or a folder with them and a
+            config.json of other sizes in "vision_config" and "text_config".
         vocabulary: bert-base-uncased's vocab.txt.
     """
 
@@ -118,22 +107,17 @@ class ImageReward(Reward):
     units = "standard deviations of the authors' data"
     typical = (-2.0, 2.0)
     needs_prompt = True
+    token_limit = LENGTH
 
-    def __init__(
-        self,
-        path: Path,
-        vocabulary: Path,
-        place: Place,
-        *,
-        sizes: Architecture | None = None,
-    ):
-        sizes = sizes or Architecture()
-        self.token_limit = sizes.length
-        self.tokens = Tokens(self.name, bert_tokenizer(vocabulary), sizes.length)
-        tensors = Checkpoint(path).tensors(rename=renamed)
-        self.network = place(fill(empty(lambda: ImageRewardNetwork(sizes)), tensors, path))
+    def __init__(self, path: Path, vocabulary: Path, place: Place):
+        self.tokens = Tokens(self.name, bert_tokenizer(vocabulary), LENGTH)
+        checkpoint = Checkpoint(path)
+        given = checkpoint.config or {}
+        vision, text = given.get("vision_config", VISION), given.get("text_config", TEXT)
+        module = empty(lambda: ImageRewardNetwork(vision, text))
+        self.network = place(fill(module, checkpoint.tensors(rename=renamed), path))
         self.networks = (self.network,)
-        self.pixels = partial(torchvision_pixels, size=sizes.image)
+        self.pixels = partial(torchvision_pixels, size=vision["image_size"])
 
     def check(self, prompts: list[str]) -> None:
         self.tokens.warn(prompts)

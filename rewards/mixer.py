@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -61,14 +62,14 @@ class RewardMix:
         return [reward.name for reward, _ in self.parts]
 
     @property
-    def networks(self) -> list[Network]:
-        """What has to be on the device while images are scored, each once."""
-        found = [network for reward, _ in self.parts for network in reward.networks]
-        return list(dict.fromkeys(found))
+    def patchers(self) -> list:
+        """Model patchers, under ComfyUI, of what scoring images has to have on the device."""
+        return _patchers(network for reward, _ in self.parts for network in reward.networks)
 
     def get_models(self) -> list:
-        """The networks' model patchers, for ComfyUI's cache, which asks for them by this name."""
-        return [n.patcher for n in self.networks if hasattr(n, "patcher")]
+        """All of the rewards' model patchers; ComfyUI's cache asks for them by this name."""
+        rewards = [reward for reward, _ in self.parts]
+        return _patchers(n for reward in rewards for n in (*reward.networks, *reward.text_networks))
 
     def check(self, prompts: list[str]) -> None:
         """Raise ValueError for a prompt that a reward of the mix cannot judge. Runs no model."""
@@ -80,12 +81,10 @@ class RewardMix:
         return Judge(self, prompts)
 
     def score(self, images: Tensor, prompts: list[str]) -> Scores:
-        """Scores of ``images`` [B, H, W, 3] in 0..1, compared with each other; see :class:`Judge`."""
+        """Scores of ``images`` [B, H, W, 3] in 0..1, as by a :class:`Judge` of ``prompts``."""
         return self.judge(prompts).score(images)
 
-    def totals(
-        self, values: dict[str, Tensor], seen: dict[str, Tensor] | None = None
-    ) -> Tensor:
+    def totals(self, values: dict[str, Tensor], seen: dict[str, Tensor] | None = None) -> Tensor:
         """Totals [K, B] of images with these values [K, B], comparable within a column.
 
         A reward that has no finite value for an image counts there as its mean over the others
@@ -103,6 +102,10 @@ class RewardMix:
                 terms.append(weight * unit(value, value if seen is None else seen[reward.name]))
                 known.append(value.isfinite())
         return torch.stack(terms).sum(0).where(torch.stack(known).any(0), torch.nan)
+
+
+def _patchers(networks: Iterable[Network]) -> list:
+    return [n.patcher for n in dict.fromkeys(networks) if hasattr(n, "patcher")]
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 KEPT_PROMPTS = 512
 
@@ -96,10 +96,11 @@ class ImageTower:
     Args:
         network: pixels [B, 3, h, w] to features [B, D].
         pixels: images [B, H, W, 3] to what the network takes.
+        width: D.
     """
 
-    def __init__(self, network: Network, pixels: Callable[[Tensor], Tensor]):
-        self.network, self.pixels = network, pixels
+    def __init__(self, network: Network, pixels: Callable[[Tensor], Tensor], width: int):
+        self.network, self.pixels, self.width = network, pixels, width
 
     def features(self, images: Tensor) -> Tensor:
         """float32 features [B, D] of ``images``."""
@@ -113,7 +114,7 @@ class ImageTower:
 
     def unit_features(self, images: Tensor) -> Tensor:
         """The same of length 1."""
-        return F.normalize(self.features(images), dim=-1)
+        return functional.normalize(self.features(images), dim=-1)
 
 
 class TextFeatures:
@@ -140,4 +141,4 @@ class TextFeatures:
         return found
 
     def _encode(self, prompts: list[str]) -> Tensor:
-        return F.normalize(self.network(self.tokens(prompts)), dim=-1)
+        return functional.normalize(self.network(self.tokens(prompts)), dim=-1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .base import Reward, check_images
 
-QUOTES = re.compile(r'"([^"]*)"|\u201c([^\u201d]*)\u201d|\u00ab([^\u00bb]*)\u00bb|\u300c([^\u300d]*)\u300d')
+QUOTES = re.compile("|".join(f"{a}([^{b}]*){b}" for a, b in ('""', "\u201c\u201d", "«»", "「」")))
 """Straight and curly double quotes, guillemets, corner brackets."""
 
 INSTALL = (

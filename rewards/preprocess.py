@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -47,7 +47,7 @@ def padded_pixels(images: Tensor, size: int = 224) -> Tensor:
     if scale != 1:
         pixels = _bicubic(pixels, (height, width))
     left, top = (size - width) // 2, (size - height) // 2
-    pixels = F.pad(pixels, (left, size - width - left, top, size - height - top))
+    pixels = functional.pad(pixels, (left, size - width - left, top, size - height - top))
     return normalise(pixels, CLIP_MEAN, CLIP_STD)
 
 
@@ -59,14 +59,14 @@ def squashed_pixels(images: Tensor, size: int = 384) -> Tensor:
 def stretched_pixels(images: Tensor, size: int = 224) -> Tensor:
     """What the paper's code does in place of HPS v2's transform: both sides to ``size``, bicubic
     without antialiasing, on float tensors."""
-    pixels = F.interpolate(channels_first(images), (size, size), mode="bicubic")
+    pixels = functional.interpolate(channels_first(images), (size, size), mode="bicubic")
     return normalise(pixels, CLIP_MEAN, CLIP_STD)
 
 
 def bilinear_pixels(images: Tensor, size: int = 224) -> Tensor:
     """What the paper's code does in place of CLIP's processor: bilinear, on float tensors."""
     height, width = shortest(images, size)
-    pixels = F.interpolate(
+    pixels = functional.interpolate(
         channels_first(images), (height, width), mode="bilinear", antialias=True
     )
     return normalise(centre_crop(pixels, size, rounded=True), CLIP_MEAN, CLIP_STD)
@@ -95,7 +95,7 @@ def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _bicubic(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+    return functional.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
 
 
 def _eight_bits(pixels: Tensor) -> Tensor:

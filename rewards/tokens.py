@@ -9,7 +9,16 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    BertWordPieceTokenizer,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from torch import Tensor
 
 log = logging.getLogger("flow_ttrl")
@@ -74,9 +83,7 @@ def clip_tokenizer() -> Tokenizer:
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     words += ["".join(pair) for pair in merges] + [_START, _END]
     vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=_END)
-    )
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=_END))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )

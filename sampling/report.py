@@ -116,13 +116,13 @@ class SearchResult:
             "seconds": round(self.seconds, 3),
             "search_steps": [asdict(record) for record in self.records],
         }
-        return _json(report)
+        return jsonable(report)
 
 
-def _json(value):
+def jsonable(value):
     """``value`` with NaN and infinities, which JSON does not know, as None."""
     if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
+        return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
+        return [jsonable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

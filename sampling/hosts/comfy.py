@@ -6,7 +6,7 @@ its conditioning (LoRA, masks, skip-layer guidance, area conditioning) takes par
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import comfy.model_management
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..flow import RewardBatch
 from ..noise import KeyedNoise
-from ..report import SearchResult, StepEvent
+from ..report import SearchResult, StepEvent, jsonable
 from ..search import sample, search
 from ..settings import SearchSettings
 from .comfy_gradients import differentiable, gradient_options
@@ -113,14 +113,26 @@ class ComfyFlow:
 class SearchSampler:
     """Makes a SAMPLER of the search and keeps what a run of it found.
 
+    Args:
+        score: images to rewards.
+        models: patchers of what ``score`` needs on the device, loaded beside the model.
+
     Attributes:
         result: the last run's result, None before one.
         plain: the last run's plain sample in the VAE's latent space, where one was asked for, and
             ``plain_rewards`` its total rewards.
     """
 
-    def __init__(self, settings: SearchSettings, vae, score: Score, *, with_plain: bool):
-        self.settings, self.vae, self.score = settings, vae, score
+    def __init__(
+        self,
+        settings: SearchSettings,
+        vae,
+        score: Score,
+        *,
+        with_plain: bool,
+        models: Sequence = (),
+    ):
+        self.settings, self.vae, self.score, self.models = settings, vae, score, list(models)
         self.with_plain = with_plain or settings.keep_better
         self.result: SearchResult | None = None
         self.plain: Tensor | None = None
@@ -152,12 +164,12 @@ class SearchSampler:
             base = flow.base_model
             clean = base.model_sampling.inverse_noise_scaling(sigmas[-1], plain)
             self.plain = base.process_latent_out(clean.float())
-            self.plain_rewards = self.score(flow.decode(clean)).total.tolist()
+            self.plain_rewards = self.result.totals(self.score(flow.decode(clean))).tolist()
         return self.result.latents
 
     def report(self) -> dict:
         """The last run's report; the plain sample's rewards are under "plain_rewards"."""
-        return self.result.report() | {"plain_rewards": self.plain_rewards}
+        return self.result.report() | {"plain_rewards": jsonable(self.plain_rewards)}
 
 
 def sample_latents(
@@ -198,7 +210,7 @@ def sample_latents(
     search_sampler.settings.check(sigmas.tolist())
 
     beside = model.clone()
-    beside.set_additional_models("flow_ttrl", [vae.patcher])
+    beside.set_additional_models("flow_ttrl", [vae.patcher, *search_sampler.models])
     image = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
     guider = comfy.samplers.CFGGuider(beside)

@@ -1,0 +1,411 @@
+"""Every reward by name: what it judges, which files it needs, where they are from, how it loads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from .analytic import ANALYTIC
+from .base import Reward
+from .networks import Place, on_device
+
+FOLDER = "reward_models"
+PREPROCESS = ("official", "paper")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a reward.
+
+    Attributes:
+        path: where it is looked for in a models folder; ``also`` are other names it may have there.
+        repo, revision, source: the Hugging Face repository that holds ``source``; where ``repo`` is
+            "", ``source`` is an address of its own.
+    """
+
+    path: str
+    source: str
+    size: int
+    sha256: str
+    licence: str
+    repo: str = ""
+    revision: str = "main"
+    also: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        """Where it is from, for people."""
+        return f"{self.repo} on Hugging Face, {self.source}" if self.repo else self.source
+
+    def find(self, folders: Sequence[Path]) -> Path | None:
+        places = (folder / name for folder in folders for name in (self.path, *self.also))
+        return next((place for place in places if place.is_file()), None)
+
+    def lacking(self, folders: Sequence[Path]) -> str:
+        """What is missing and where it is to be had."""
+        where = folders[0] / self.path
+        return f"{where} ({megabytes(self.size)}, licence: {self.licence}; from {self.origin})"
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a reward is loaded with, besides its files.
+
+    Attributes:
+        preprocess: ``official``, or what the paper's code does in its place, where that differs.
+        reference: images [R, H, W, 3] in 0..1 that a reward compares with.
+        text, engine: of the OCR reward.
+    """
+
+    place: Place
+    preprocess: str = "official"
+    reference: Tensor | None = None
+    text: str = ""
+    engine: str = "auto"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A reward of the catalogue.
+
+    Attributes:
+        about: what it judges, in what units.
+        files: the first is the one that a path of the user's own stands for.
+        load: the reward from its files' paths; heavy packages are imported in there.
+    """
+
+    name: str
+    about: str
+    load: Callable[[list[Path], Options], Reward]
+    files: tuple[File, ...] = ()
+    needs_reference: bool = False
+
+    def missing(self, folders: Sequence[Path]) -> list[File]:
+        return [file for file in self.files if file.find(folders) is None]
+
+    def lacks(self, folders: Sequence[Path]) -> list[str]:
+        """What keeps it from loading, in words; nothing where it is ready."""
+        if self.name == "ocr":
+            from .ocr import ENGINES, INSTALL, installed_engines
+
+            engines = f"an OCR engine ({' or '.join(ENGINES)}): {INSTALL}"
+            return [] if installed_engines() else [engines]
+        return [file.lacking(folders) for file in self.missing(folders)]
+
+
+def default_folders() -> list[Path]:
+    """Where rewards are looked for outside of ComfyUI.
+
+    ``FLOW_TTRL_MODELS`` if it is set; ComfyUI's models/reward_models if this pack is one of its
+    custom nodes; or else a folder of the user's cache.
+    """
+    if own := os.environ.get("FLOW_TTRL_MODELS"):
+        return [Path(own).expanduser()]
+    here = Path(__file__).absolute().parents[2]
+    if here.name == "custom_nodes":
+        return [here.parent / "models" / FOLDER]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return [cache / "flow_ttrl" / FOLDER]
+
+
+def entry(name: str) -> Entry:
+    """The catalogue's entry.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in CATALOGUE:
+        raise ValueError(
+            f"expected a reward of the catalogue ({', '.join(CATALOGUE)}), got {name!r}; check the "
+            "spelling"
+        )
+    return CATALOGUE[name]
+
+
+def check_files(name: str, folders: Sequence[Path], path: str | Path | None = None) -> list[Path]:
+    """The paths of a reward's files.
+
+    Args:
+        path: stands for the first file: a checkpoint or a Hugging Face folder anywhere.
+
+    Raises:
+        FileNotFoundError: each file that is missing, with folder, size, licence and source.
+        ValueError: a path for a reward that has no file.
+    """
+    found = entry(name)
+    if path and not found.files:
+        raise ValueError(f"expected no path for {name!r}, which has no files, got {path}; clear it")
+    if path and not Path(path).expanduser().exists():
+        raise FileNotFoundError(f"expected a file or folder at {path}, got none; mend the path")
+    own = [Path(path).expanduser()] if path else []
+    beside = [*folders, *(p if p.is_dir() else p.parent for p in own)]
+    others = found.files[len(own) :]
+    absent = [file for file in others if file.find(beside) is None]
+    if absent:
+        raise FileNotFoundError(
+            f"{name}: expected {'; and '.join(file.lacking(folders) for file in absent)}; got no "
+            f"such file in {' or '.join(str(folder) for folder in folders)}. Put it there, or run: "
+            f"flow-ttrl rewards --download {name}"
+        )
+    return own + [file.find(beside) for file in others]
+
+
+def load_reward(
+    name: str,
+    *,
+    folders: Sequence[Path] | None = None,
+    path: str | Path | None = None,
+    place: Place | None = None,
+    preprocess: str = "official",
+    reference: Tensor | None = None,
+    text: str = "",
+    engine: str = "auto",
+) -> Reward:
+    """A reward of the catalogue, ready to score.
+
+    Args:
+        folders: models folders, first come first; :func:`default_folders` by default.
+        path: instead of the first of the reward's files.
+        place: where its networks run; by default on an accelerator where there is one.
+        preprocess, reference, text, engine: as in :class:`Options`.
+
+    Raises:
+        FileNotFoundError: files that are missing.
+        ImportError: a package that is missing.
+        ValueError: a wrong name or option, or a file that is damaged or of another model.
+    """
+    found = entry(name)
+    if preprocess not in PREPROCESS:
+        raise ValueError(f"expected preprocess {' or '.join(PREPROCESS)}, got {preprocess!r}")
+    if found.needs_reference and reference is None:
+        raise ValueError(
+            f"expected a reference image for {name!r}, got none; wire or give the image that "
+            "others are compared with"
+        )
+    paths = check_files(name, default_folders() if folders is None else folders, path)
+    place = place or on_device()
+    return found.load(paths, Options(place, preprocess, reference, text, engine))
+
+
+def _hps(name: str) -> Callable[[list[Path], Options], Reward]:
+    def load(paths: list[Path], options: Options) -> Reward:
+        from .hps import HPS
+
+        return HPS(name, paths[0], options.place, preprocess=options.preprocess)
+
+    return load
+
+
+def _imagereward(paths: list[Path], options: Options) -> Reward:
+    from .imagereward import ImageReward
+
+    return ImageReward(*paths, options.place)
+
+
+def _pickscore(paths: list[Path], options: Options) -> Reward:
+    from .clip import VIT_H_14, pick_score
+
+    return pick_score(paths[0], options.place, VIT_H_14, options.preprocess)
+
+
+def _clipscore(paths: list[Path], options: Options) -> Reward:
+    from .clip import VIT_L_14, clip_score
+
+    return clip_score(paths[0], options.place, VIT_L_14, options.preprocess)
+
+
+def _image_similarity(paths: list[Path], options: Options) -> Reward:
+    from .clip import VIT_L_14, ImageSimilarity, load_image_tower
+
+    tower = load_image_tower(paths[0], VIT_L_14, options.place, options.preprocess)
+    return ImageSimilarity(tower, options.reference)
+
+
+def _aesthetic(paths: list[Path], options: Options) -> Reward:
+    from .aesthetic import laion
+    from .clip import VIT_L_14, load_image_tower
+
+    head, clip = paths
+    return laion(head, load_image_tower(clip, VIT_L_14, options.place, "official"), options.place)
+
+
+def _aesthetic_v2_5(paths: list[Path], options: Options) -> Reward:
+    from .aesthetic import load_siglip_tower, v2_5
+
+    head, siglip = paths
+    return v2_5(head, load_siglip_tower(siglip, options.place), options.place)
+
+
+def _ocr(paths: list[Path], options: Options) -> Reward:
+    from .ocr import OCR
+
+    return OCR(options.text, options.engine)
+
+
+_CLIP_L = File(
+    path="clip-vit-large-patch14/model.safetensors",
+    also=("clip-vit-large-patch14/pytorch_model.bin", "clip-vit-large-patch14.safetensors"),
+    repo="openai/clip-vit-large-patch14",
+    revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
+    source="model.safetensors",
+    size=1710540580,
+    sha256="a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
+    licence="none stated with the weights; OpenAI's CLIP code is MIT",
+)
+_HPS_REVISION = "697403c78157020a1ae59d23f111aa58ced35b0a"
+
+CATALOGUE: dict[str, Entry] = {
+    item.name: item
+    for item in (
+        Entry(
+            "hps",
+            "HPS v2.1, human preference: cosine of image and prompt, mostly 0.2..0.35",
+            _hps("hps"),
+            (
+                File(
+                    path="HPS_v2.1_compressed.pt",
+                    also=("HPS_v2.1_compressed.safetensors",),
+                    repo="xswu/HPSv2",
+                    revision=_HPS_REVISION,
+                    source="HPS_v2.1_compressed.pt",
+                    size=1972490005,
+                    sha256="c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837",
+                    licence="Apache-2.0",
+                ),
+            ),
+        ),
+        Entry(
+            "hps_v2",
+            "HPS v2.0, the forerunner of v2.1: cosine of image and prompt, mostly 0.2..0.3",
+            _hps("hps_v2"),
+            (
+                File(
+                    path="HPS_v2_compressed.pt",
+                    also=("HPS_v2_compressed.safetensors",),
+                    repo="xswu/HPSv2",
+                    revision=_HPS_REVISION,
+                    source="HPS_v2_compressed.pt",
+                    size=1972484501,
+                    sha256="07cb0d20626232204ca3a6ec53ff5984e7e53212a8a7b0e0ec2bac1bdaf125a1",
+                    licence="Apache-2.0",
+                ),
+            ),
+        ),
+        Entry(
+            "imagereward",
+            "ImageReward-v1.0, human preference: standardised score, mostly -2..2",
+            _imagereward,
+            (
+                File(
+                    path="ImageReward.pt",
+                    also=("ImageReward.safetensors",),
+                    repo="zai-org/ImageReward",
+                    revision="5736be03b2652728fb87788c9797b0570450ab72",
+                    source="ImageReward.pt",
+                    size=1786880927,
+                    sha256="d71dc8d4912bc633c06ab8ef1ef6a81e8199d4369f14b47b29baf1d19de561f6",
+                    licence="Apache-2.0",
+                ),
+                File(
+                    path="bert-base-uncased/vocab.txt",
+                    also=("bert-base-uncased-vocab.txt", "vocab.txt"),
+                    repo="google-bert/bert-base-uncased",
+                    revision="86b5e0934494bd15c9632b12f734a8a67f723594",
+                    source="vocab.txt",
+                    size=231508,
+                    sha256="07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+                    licence="Apache-2.0",
+                ),
+            ),
+        ),
+        Entry(
+            "pickscore",
+            "PickScore v1, human preference: logit / 26, mostly 0.7..0.9",
+            _pickscore,
+            (
+                File(
+                    path="PickScore_v1/model.safetensors",
+                    also=("PickScore_v1/pytorch_model.bin", "PickScore_v1.safetensors"),
+                    repo="yuvalkirstain/PickScore_v1",
+                    revision="a4e4367c6dfa7288a00c550414478f865b875800",
+                    source="model.safetensors",
+                    size=3944552236,
+                    sha256="ef31ef6fc5ff4d9bb90dd232df4e145887ba62c5a03aa2841415f8c25f18d52e",
+                    licence="none stated with the weights; PickScore's code is MIT",
+                ),
+            ),
+        ),
+        Entry(
+            "clipscore",
+            "CLIP ViT-L/14, likeness of image and prompt: logit / 30, mostly 0.6..1",
+            _clipscore,
+            (_CLIP_L,),
+        ),
+        Entry(
+            "aesthetic",
+            "LAION's aesthetic predictor on CLIP ViT-L/14: a rating, mostly 4.5..7 of 10",
+            _aesthetic,
+            (
+                File(
+                    path="sac+logos+ava1-l14-linearMSE.pth",
+                    also=("aesthetic-model.pth", "sac+logos+ava1-l14-linearMSE.safetensors"),
+                    repo="trl-lib/ddpo-aesthetic-predictor",
+                    source="aesthetic-model.pth",
+                    size=3714759,
+                    sha256="21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
+                    licence="Apache-2.0",
+                ),
+                _CLIP_L,
+            ),
+        ),
+        Entry(
+            "aesthetic_v2_5",
+            "Aesthetic Predictor V2.5 on SigLIP: a rating, mostly 3..7 of 10; not in the paper",
+            _aesthetic_v2_5,
+            (
+                File(
+                    path="aesthetic_predictor_v2_5.pth",
+                    source="https://github.com/discus0434/aesthetic-predictor-v2-5/raw/"
+                    "c0e15567fa61252cbff43d70c49a8bd27202ca9a/models/aesthetic_predictor_v2_5.pth",
+                    size=2644834,
+                    sha256="a6caf256b3dc434273c98dcb12f6bf17c5d4fc647d8df11f038386923dd06220",
+                    licence="AGPL-3.0",
+                ),
+                File(
+                    path="siglip-so400m-patch14-384/model.safetensors",
+                    also=("siglip-so400m-patch14-384.safetensors",),
+                    repo="google/siglip-so400m-patch14-384",
+                    revision="9fdffc58afc957d1a03a25b10dba0329ab15c2a3",
+                    source="model.safetensors",
+                    size=3511950624,
+                    sha256="ea2abad2b7f8a9c1aa5e49a244d5d57ffa71c56f720c94bc5d240ef4d6e1d94a",
+                    licence="Apache-2.0",
+                ),
+            ),
+        ),
+        Entry(
+            "image_similarity",
+            "likeness to a reference image in CLIP ViT-L/14's space: cosine, mostly 0.5..0.95",
+            _image_similarity,
+            (_CLIP_L,),
+            needs_reference=True,
+        ),
+        Entry(
+            "ocr",
+            "how much of the text that the prompt quotes is spelt right, 0..1",
+            _ocr,
+        ),
+        *(
+            Entry(name, reward.units, lambda paths, options, reward=reward: reward)
+            for name, reward in ANALYTIC.items()
+        ),
+    )
+}
