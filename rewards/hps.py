@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import ftfy
 import open_clip
 from torch import Tensor, nn
 
@@ -29,8 +30,7 @@ class OpenClipTokens(Tokens):
         return self._open_clip(prompts)
 
     def cut_off(self, prompt: str) -> str:
-        ids = self._open_clip.encode(prompt)
-        return self._open_clip.decode(ids[CLIP_LENGTH - 2 :]).strip()
+        return super().cut_off(ftfy.fix_text(prompt))
 
 
 class OpenClipVision(nn.Module):

@@ -1,9 +1,9 @@
-"""The analytic rewards and the mixer."""
+"""Rewards that need no weights."""
 
 import pytest
 import torch
 
-from flow_ttrl.rewards import ANALYTIC, RewardMix
+from flow_ttrl.rewards import ANALYTIC
 
 
 def score(name: str, images: torch.Tensor) -> list[float]:
@@ -47,37 +47,3 @@ def test_smooth_rewards_are_differentiable(images):
     leaf = images.clone().requires_grad_()
     ANALYTIC["contrast"].score(leaf, [""] * 3).sum().backward()
     assert leaf.grad.abs().sum() > 0
-
-
-def test_mix_is_the_weighted_sum_and_keeps_each_value(images):
-    mix = RewardMix(((ANALYTIC["white"], 2.0), (ANALYTIC["contrast"], -0.5)))
-    scores = mix.score(images, ["any"])
-    expected = 2 * scores.values["white"] - 0.5 * scores.values["contrast"]
-    assert torch.equal(scores.total, expected)
-
-
-def test_weight_zero_is_measured_and_does_not_drive(images):
-    mix = RewardMix(((ANALYTIC["white"], 1.0), (ANALYTIC["contrast"], 0.0)))
-    scores = mix.score(images, [""])
-    assert torch.equal(scores.total, scores.values["white"])
-    assert set(scores.values) == {"white", "contrast"}
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        (),
-        ((ANALYTIC["white"], 0.0),),
-        ((ANALYTIC["white"], 1.0), (ANALYTIC["white"], 1.0)),
-        ((ANALYTIC["white"], float("nan")),),
-    ],
-)
-def test_bad_mixes_are_refused(parts):
-    with pytest.raises(ValueError, match="expected .*got"):
-        RewardMix(parts)
-
-
-@pytest.mark.parametrize("bad", [torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8), "image"])
-def test_bad_images_are_refused(bad):
-    with pytest.raises(ValueError, match="expected images"):
-        RewardMix(((ANALYTIC["white"], 1.0),)).score(bad, [""])

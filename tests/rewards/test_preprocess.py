@@ -1,0 +1,129 @@
+"""Preprocessing on tensors against PIL, and against the official transforms' arithmetic."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+from torchvision import transforms
+
+from flow_ttrl.rewards import preprocess
+
+AT_TIES = 0.2
+"""Levels of 255 that pixels may be off on average: where a size is halved exactly, many fall
+between two levels, and PIL's fixed-point sums round some of those down."""
+SIZES = [(1024, 1024), (768, 1344), (1344, 768), (64, 64), (333, 517), (224, 224), (230, 224)]
+
+
+def eight_bits(height: int, width: int) -> np.ndarray:
+    """A zone plate with noise: hard to resize."""
+    y, x = np.mgrid[:height, :width] - np.array([height / 2, width / 2])[:, None, None]
+    rings = 0.5 + 0.5 * np.cos(np.pi * (x**2 + y**2) / max(height, width))
+    noise = np.random.default_rng(0).random((height, width, 3))
+    return ((0.7 * rings[..., None] + 0.3 * noise) * 255).astype(np.uint8)
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.float32) / 255)[None]
+
+
+def levels(pixels: torch.Tensor) -> torch.Tensor:
+    """CLIP-normalised pixels as 0..255."""
+    shape = (3, 1, 1)
+    std = torch.tensor(preprocess.CLIP_STD).view(shape)
+    return (pixels * std + torch.tensor(preprocess.CLIP_MEAN).view(shape)) * 255
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_clip_pixels_are_pils(size):
+    array = eight_bits(*size)
+    scale = 224 / min(size)
+    shape = (int(size[1] * 224 / min(size)), int(size[0] * 224 / min(size)))
+    resized = Image.fromarray(array).resize(shape, Image.Resampling.BICUBIC)
+    left, top = (shape[0] - 224) // 2, (shape[1] - 224) // 2
+    expected = np.asarray(resized.crop((left, top, left + 224, top + 224)), dtype=np.float32)
+    got = levels(preprocess.clip_pixels(tensor(array))[0]).movedim(0, -1).numpy()
+    off = np.abs(got - expected)
+    assert off.max() < 1.01, scale
+    assert off.mean() < AT_TIES
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_torchvision_pixels_are_torchvisions(size):
+    array = eight_bits(*size)
+    official = transforms.Compose(
+        [
+            transforms.Resize(224, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+        ]
+    )
+    expected = official(Image.fromarray(array)) * 255
+    off = (levels(preprocess.torchvision_pixels(tensor(array))[0]) - expected).abs()
+    assert off.max() < 1.01
+    assert off.mean() < AT_TIES
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_squashed_pixels_are_pils(size):
+    array = eight_bits(*size)
+    resized = Image.fromarray(array).resize((384, 384), Image.Resampling.BICUBIC)
+    expected = np.asarray(resized, dtype=np.float32)
+    got = (preprocess.squashed_pixels(tensor(array))[0].movedim(0, -1).numpy() * 0.5 + 0.5) * 255
+    off = np.abs(got - expected)
+    assert off.max() < 1.01
+    assert off.mean() < AT_TIES
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_padded_pixels_keep_the_whole_image_on_black(size):
+    pixels = levels(preprocess.padded_pixels(tensor(eight_bits(*size)))[0])
+    height, width = (round(side * 224 / max(size)) for side in size)
+    top, left = (224 - height) // 2, (224 - width) // 2
+    inside = pixels[:, top : top + height, left : left + width]
+    resized = functional.interpolate(
+        tensor(eight_bits(*size)).movedim(-1, 1), (height, width), mode="bicubic", antialias=True
+    )
+    assert torch.allclose(inside, 255 * resized[0], atol=1e-3)
+    outside = pixels.clone()
+    outside[:, top : top + height, left : left + width] = 0
+    assert outside.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "make", [preprocess.stretched_pixels, preprocess.bilinear_pixels], ids=lambda f: f.__name__
+)
+def test_the_papers_variants_are_other_pixels_of_the_same_size(size, make):
+    images = tensor(eight_bits(*size))
+    pixels = make(images)
+    assert pixels.shape == (1, 3, 224, 224)
+    if min(size) > 224:
+        assert (pixels - preprocess.clip_pixels(images)).abs().mean() > 0.01
+
+
+def test_a_batch_is_its_images():
+    images = torch.cat([tensor(eight_bits(96, 130)), 1 - tensor(eight_bits(96, 130))])
+    for make in (preprocess.clip_pixels, preprocess.padded_pixels, preprocess.squashed_pixels):
+        single = torch.cat([make(image) for image in images.split(1)])
+        assert torch.allclose(make(images), single, atol=1e-5)
+
+
+def test_gradients_go_through():
+    images = tensor(eight_bits(96, 130)).clone().requires_grad_()
+    preprocess.clip_pixels(images).sum().backward()
+    assert images.grad.abs().max() > 0
+    assert images.grad.isfinite().all()
+
+
+def test_rounding_changes_no_value_with_gradients_on():
+    images = tensor(eight_bits(96, 130))
+    off = preprocess.clip_pixels(images) - preprocess.clip_pixels(images.clone().requires_grad_())
+    assert off.abs().max() < 1e-5
+
+
+def test_values_out_of_range_count_as_displayed():
+    images = torch.cat([torch.full((1, 64, 64, 3), 1.7), torch.ones(1, 64, 64, 3)])
+    for make in (preprocess.clip_pixels, preprocess.padded_pixels, preprocess.squashed_pixels):
+        loud, white = make(images)
+        assert torch.equal(loud, white)
