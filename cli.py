@@ -1,4 +1,4 @@
-"""The command line: ``flow-ttrl demo`` and ``flow-ttrl estimate``."""
+"""The command line: ``flow-ttrl demo | score | rewards | estimate``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from .rewards import CATALOGUE, MODES, RewardMix, Scores, default_folders, load_reward
+from .rewards.catalogue import PREPROCESS, entry
 from .sampling import PRESETS, plan, preset, shifted_sigmas
+from .sampling.report import jsonable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stderr)
     try:
         answer, table = args.run(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"flow-ttrl: {error}\n")
         return 2
     sys.stdout.write(json.dumps(answer, indent=1) if args.json else table)
@@ -48,6 +55,38 @@ def _parser() -> argparse.ArgumentParser:
         default="sd3",
         help="sd3: two forwards a call (CFG); flux: one. Default: sd3",
     )
+    score = commands.add_parser("score", help="scores of image files by any mix of rewards")
+    score.set_defaults(run=_score)
+    score.add_argument("images", nargs="+", type=Path, metavar="IMG")
+    score.add_argument(
+        "--prompt", action="append", help="one for all images, or as many as there are images"
+    )
+    score.add_argument(
+        "--reward",
+        required=True,
+        metavar="NAME[=WEIGHT],...",
+        help="such as imagereward=1.0,hps=0.5; names as `flow-ttrl rewards` lists them",
+    )
+    score.add_argument("--mode", choices=MODES, default=MODES[0], help="of the mix; default: raw")
+    score.add_argument("--reference", type=Path, metavar="IMG", help="for image_similarity")
+    score.add_argument("--text", default="", help="for ocr; default: what the prompt quotes")
+    score.add_argument("--preprocess", choices=PREPROCESS, default=PREPROCESS[0])
+    score.add_argument("--device", default="auto", help="such as cpu or cuda:1; default: auto")
+
+    rewards = commands.add_parser("rewards", help="which rewards are ready, what the others lack")
+    rewards.set_defaults(run=_rewards)
+    rewards.add_argument("--download", metavar="NAME", help="fetch the files of this reward")
+    for command in (score, rewards):
+        command.add_argument(
+            "--models",
+            type=Path,
+            action="append",
+            metavar="DIR",
+            help="folder of reward models, before others; default: FLOW_TTRL_MODELS, or ComfyUI's "
+            "models/reward_models, or a cache",
+        )
+        command.add_argument("--json", action="store_true", help="one JSON object, nothing else")
+
     for command in (demo, estimate):
         names = sorted({name for name, _ in PRESETS})
         command.add_argument("--preset", choices=names, default="balanced")
@@ -68,6 +107,127 @@ def _estimate(args) -> tuple[dict, str]:
     cost = plan(preset(args.preset), sigmas, forwards_per_call=2 if args.arch == "sd3" else 1).cost
     answer = {"preset": args.preset, "steps": args.steps, **cost.report(args.steps)}
     return answer, "\n".join(f"{name:12s} {value}" for name, value in answer.items())
+
+
+def _score(args) -> tuple[dict, str]:
+    from .rewards.networks import on_device
+
+    weights = parse_weights(args.reward)
+    prompts = args.prompt or [""]
+    if len(prompts) not in (1, len(args.images)):
+        raise ValueError(
+            f"expected --prompt once, or once for each of {len(args.images)} images, got it "
+            f"{len(prompts)} times; leave some out or add some"
+        )
+    images = [_image(path) for path in args.images]
+    reference = None if args.reference is None else _image(args.reference)
+    rewards = [
+        load_reward(
+            name,
+            folders=_folders(args),
+            place=on_device(args.device),
+            preprocess=args.preprocess,
+            reference=reference,
+            text=args.text,
+        )
+        for name in weights
+    ]
+    mix = RewardMix(tuple(zip(rewards, weights.values(), strict=True)), args.mode)
+    return _scored(args.images, prompts, mix, images)
+
+
+def _scored(
+    paths: list[Path], prompts: list[str], mix: RewardMix, images: list[Tensor]
+) -> tuple[dict, str]:
+    """Each image alone, since they may differ in size; then compared with each other."""
+    judge = mix.judge(prompts)
+    with torch.inference_mode():
+        each = [judge.score(image, number) for number, image in enumerate(images)]
+    columns = {name: torch.stack([s.values[name] for s in each]) for name in mix.names}
+    scores = Scores(mix.totals(columns)[:, 0], {n: value[:, 0] for n, value in columns.items()})
+    rows = [
+        {
+            "image": str(path),
+            "prompt": prompts[index % len(prompts)],
+            "total": scores.total[index].item(),
+            **{name: value[index].item() for name, value in scores.values.items()},
+        }
+        for index, path in enumerate(paths)
+    ]
+    ranking = scores.total.nan_to_num(-torch.inf).argsort(descending=True).tolist()
+    answer = {"images": rows, "ranking": ranking, "reward": judge.report()}
+    names = ["total", *mix.names]
+    lines = ["  ".join(["rank", *(name.rjust(9) for name in names), "image"])]
+    for rank, index in enumerate(ranking, 1):
+        cells = (f"{rows[index][name]:9.4f}".rjust(len(name)) for name in names)
+        lines.append("  ".join([f"{rank:4d}", *cells, rows[index]["image"]]))
+    return jsonable(answer), "\n".join(lines)
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Turns "imagereward=0.5,hps" into {"imagereward": 0.5, "hps": 1.0}.
+
+    Raises:
+        ValueError: an unknown name, one that comes twice, or a weight that is no number.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.strip().partition("=")
+        entry(name)
+        if name in weights:
+            raise ValueError(f"expected each reward once, got {name!r} twice; add up its weights")
+        try:
+            weights[name] = float(weight or 1)
+        except ValueError:
+            raise ValueError(
+                f"expected a number as the weight of {name}, got {weight!r}; write {name}=1.0"
+            ) from None
+    return weights
+
+
+def _image(path: Path) -> Tensor:
+    """An image file as [1, H, W, 3] in 0..1."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            pixels = np.asarray(opened.convert("RGB"), dtype=np.float32) / 255
+    except UnidentifiedImageError:
+        told = f"expected an image file, got {path}; name a PNG, JPEG or the like"
+        raise ValueError(told) from None
+    except FileNotFoundError:
+        told = f"expected an image at {path}, got no such file; check the path"
+        raise FileNotFoundError(told) from None
+    return torch.from_numpy(pixels)[None]
+
+
+def _folders(args) -> list[Path]:
+    return [*(args.models or []), *default_folders()]
+
+
+def _rewards(args) -> tuple[dict, str]:
+    folders = _folders(args)
+    if args.download:
+        from .rewards.download import download
+
+        fetched = download(args.download, folders[0])
+        answer = {"downloaded": [str(path) for path in fetched]}
+        return answer, "\n".join(answer["downloaded"]) or f"{args.download}: nothing is missing"
+    rows = {
+        name: {
+            "about": item.about,
+            "ready": not item.lacks(folders),
+            "lacks": item.lacks(folders),
+            "files": [str(file.find(folders) or "") for file in item.files],
+        }
+        for name, item in CATALOGUE.items()
+    }
+    width = max(map(len, rows))
+    lines = [f"in {', '.join(map(str, folders))}:"]
+    for name, row in rows.items():
+        lines.append(f"{name:{width}}  {'ready  ' if row['ready'] else 'missing'}  {row['about']}")
+        lines += [f"{'':{width}}           needs {what}" for what in row["lacks"]]
+    return {"folders": [str(folder) for folder in folders], "rewards": rows}, "\n".join(lines)
 
 
 def _demo(args) -> tuple[dict, str]:

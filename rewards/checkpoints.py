@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,6 +21,8 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 """What a Hugging Face folder holds, best first."""
+_CODE = re.compile("GLOBAL|Unsupported class|unrecognized function")
+"""In torch's words for a pickle that wants more than tensors."""
 CONFIGS = ("config.json", "open_clip_config.json")
 
 
@@ -111,7 +114,7 @@ def _pickled(file: Path) -> Mapping[str, Callable[[], Tensor]]:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         told = str(error)
-        if "Unsupported" not in told and "GLOBAL" not in told:
+        if not _CODE.search(told):
             raise ValueError(_damaged(file, told.splitlines()[0])) from None
         raise ValueError(
             f"expected tensors alone in {file}, got a pickle that asks to run code "
@@ -139,10 +142,7 @@ def _pickled(file: Path) -> Mapping[str, Callable[[], Tensor]]:
 
 def _first_reason(told: str) -> str:
     """The object that a pickle asks for, out of torch's long message."""
-    lines = [
-        line.strip() for line in told.splitlines() if "GLOBAL" in line or "Unsupported" in line
-    ]
-    return lines[0][:160]
+    return next(line.strip() for line in told.splitlines() if _CODE.search(line))[:160]
 
 
 def _damaged(file: Path, why: object) -> str:

@@ -162,10 +162,15 @@ class Judge:
         self.failures: dict[str, dict] = {}
         self._worked: set[str] = set()
 
-    def score(self, images: Tensor) -> Scores:
-        """Scores of ``images`` [N, H, W, 3] in 0..1, the totals compared with each other."""
+    def score(self, images: Tensor, first: int = 0) -> Scores:
+        """Scores of ``images`` [N, H, W, 3] in 0..1, the totals compared with each other.
+
+        Args:
+            first: number of the first image, which says which prompt is its own.
+        """
         check_images(images)
-        asked = [self.prompts[b % len(self.prompts)] for b in range(len(images))]
+        numbers = range(first, first + len(images))
+        asked = [self.prompts[b % len(self.prompts)] for b in numbers]
         with sharing():
             values = {
                 reward.name: self._values(reward, images, asked) for reward, _ in self.mix.parts

@@ -40,9 +40,9 @@ class RapidOCREngine:
     def __init__(self):
         from rapidocr import RapidOCR
 
-        # The package talks on its own logger at every image.
-        logging.getLogger("RapidOCR").setLevel(logging.WARNING)
-        self._engine = RapidOCR(params={"Global.log_level": "warning"})
+        self._engine = RapidOCR()
+        # It would speak up at every blank image.
+        logging.getLogger("RapidOCR").setLevel(logging.ERROR)
 
     def read(self, image: np.ndarray) -> list[str]:
         return list(self._engine(np.ascontiguousarray(image[..., ::-1])).txts or ())

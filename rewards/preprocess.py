@@ -1,13 +1,14 @@
 """Images [B, H, W, 3] to what the towers take: batched, on the device, differentiable.
 
-The official pipelines resize 8-bit PIL images: first across, then down, rounding and clamping to
-8 bits after each. Done in the same order on tensors, the pixels are the same up to a rare last bit.
-Gradients pass the rounding straight through.
+The official pipelines resize 8-bit PIL images: across, then down, rounded to 8 bits after each. The
+same is done here on tensors, with PIL's own fixed-point kernel, so that the pixels are equal. (From
+version 13 on, PIL goes down first where that is less work, which may change a last bit.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.nn import functional
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+_FIXED_POINT = 1 << 22
 
 
 def clip_pixels(images: Tensor, size: int = 224) -> Tensor:
@@ -85,23 +87,49 @@ def shortest(images: Tensor, size: int) -> tuple[int, int]:
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic with antialiasing, as PIL does it on 8-bit images."""
+    """[B, C, H, W] in 0..1 to (height, width): PIL's bicubic on 8-bit images, to the last bit.
+
+    Gradients pass through the roundings as if they were not there.
+    """
     height, width = size
+    pixels = _rounded(pixels * 255)
     if pixels.shape[-1] != width:
-        pixels = _eight_bits(_bicubic(pixels, (pixels.shape[-2], width)))
+        pixels = _rounded(pixels @ _weights(pixels, pixels.shape[-1], width).T)
     if pixels.shape[-2] != height:
-        pixels = _eight_bits(_bicubic(pixels, (height, width)))
-    return pixels
+        pixels = _rounded(_weights(pixels, pixels.shape[-2], height) @ pixels)
+    return (pixels / 255).float()
+
+
+def _rounded(levels: Tensor) -> Tensor:
+    """The nearest of 0..255, halves up, in a precision that keeps sums of products exact."""
+    exact = levels if levels.device.type == "mps" else levels.double()
+    rounded = torch.floor(exact.detach() + 0.5).clamp(0, 255)
+    return exact + (rounded - exact.detach()) if levels.requires_grad else rounded
+
+
+def _weights(like: Tensor, before: int, after: int) -> Tensor:
+    return _pil_weights(before, after).to(like)
+
+
+@cache
+def _pil_weights(before: int, after: int) -> Tensor:
+    """PIL's bicubic kernel [after, before] with antialiasing, in its fixed point of 22 bits."""
+    scale = before / after
+    stretch = max(scale, 1.0)
+    centre = (torch.arange(after, dtype=torch.float64)[:, None] + 0.5) * scale
+    first = (centre - 2 * stretch + 0.5).trunc().clamp(min=0)
+    last = (centre + 2 * stretch + 0.5).trunc().clamp(max=before)
+    at = torch.arange(before, dtype=torch.float64)[None]
+    x = ((at - centre + 0.5) * (1 / stretch)).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+    kernel = torch.where(x < 1, near, torch.where(x < 2, far, 0))
+    kernel = kernel.where((at >= first) & (at < last), 0)
+    kernel = kernel * (1 / kernel.sum(1, keepdim=True)) * _FIXED_POINT
+    return (kernel + 0.5 * kernel.sign()).trunc() / _FIXED_POINT
 
 
 def _bicubic(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
-
-
-def _eight_bits(pixels: Tensor) -> Tensor:
-    pixels = pixels.clamp(0, 1)
-    rounded = torch.floor(pixels.detach() * 255 + 0.5) / 255
-    return pixels + (rounded - pixels.detach()) if pixels.requires_grad else rounded
 
 
 def centre_crop(pixels: Tensor, size: int, *, rounded: bool) -> Tensor:

@@ -1,0 +1,235 @@
+"""Bad files and bad inputs: each error says what was expected, what came, and the mend."""
+
+import json
+import pickle
+import shutil
+import zipfile
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from flow_ttrl.rewards import CATALOGUE, load_reward
+from flow_ttrl.rewards.networks import on_device
+
+
+@pytest.fixture
+def own(models, tmp_path):
+    """A copy of the models folder, to damage."""
+    return shutil.copytree(models, tmp_path / "reward_models")
+
+
+def load(folder, name, **options):
+    if name in tiny.PATHS:
+        options.setdefault("path", folder / tiny.PATHS[name])
+    options.setdefault("reference", torch.rand(1, 32, 32, 3))
+    return load_reward(name, folders=[folder], place=on_device("cpu"), **options)
+
+
+CLIP = "clip-vit-large-patch14/model.safetensors"
+PICK = "PickScore_v1/pytorch_model.bin"
+HPS = f"{tiny.PATHS['hps']}/open_clip_pytorch_model.bin"
+REWARD = f"{tiny.PATHS['imagereward']}/pytorch_model.bin"
+HEAD = "sac+logos+ava1-l14-linearMSE.pth"
+
+
+def changed(file, change):
+    """The file with ``change`` made to its tensors."""
+    if file.suffix == ".safetensors":
+        state = load_file(file)
+        change(state)
+        save_file(state, file)
+    else:
+        found = torch.load(file, weights_only=True)
+        change(found["state_dict"] if "state_dict" in found else found)
+        torch.save(found, file)
+
+
+def cut(file):
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+
+
+def flip(file):
+    whole = bytearray(file.read_bytes())
+    whole[8:40] = bytes(32)
+    file.write_bytes(whole)
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def page(file):
+    file.write_text("<html><body>Access denied</body></html>")
+
+
+def pointer(file):
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("run by a checkpoint",))
+
+
+def evil(file):
+    torch.save({"state_dict": {}, "hook": Evil()}, file)
+
+
+def plain_pickle(file):
+    file.write_bytes(pickle.dumps({"a": [1, 2]}))
+
+
+def a_list(file):
+    torch.save([torch.zeros(2)], file)
+
+
+def scripted(file):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(file))
+
+
+def a_zip(file):
+    with zipfile.ZipFile(file, "w") as opened:
+        opened.writestr("readme.txt", "hello")
+
+
+def without(key):
+    return lambda file: changed(file, lambda state: state.pop(key))
+
+
+def extra(key):
+    return lambda file: changed(file, lambda state: state.update({key: torch.zeros(2)}))
+
+
+def wider(key):
+    def change(state):
+        state[key] = torch.cat([state[key], state[key]]).contiguous()
+
+    return lambda file: changed(file, change)
+
+
+def replaced_by(other):
+    return lambda file: shutil.copy(file.parents[1] / other, file)
+
+
+def bad_config(file):
+    (file.parent / "config.json").write_text("{not json")
+
+
+_VISION = "vision_model.encoder.layers.1.mlp.fc1.weight"
+DAMAGED = [
+    ("clipscore", CLIP, cut, "whole checkpoint"),
+    ("clipscore", CLIP, flip, "whole checkpoint"),
+    ("clipscore", CLIP, empty, "0 bytes"),
+    ("clipscore", CLIP, page, "whole checkpoint"),
+    ("clipscore", CLIP, pointer, "whole checkpoint"),
+    ("clipscore", CLIP, without(_VISION), _VISION),
+    ("clipscore", CLIP, without("logit_scale"), "logit_scale"),
+    ("clipscore", CLIP, without("text_projection.weight"), "text_projection.weight"),
+    ("clipscore", CLIP, extra("vision_model.encoder.layers.2.extra"), "layers.2.extra"),
+    ("clipscore", CLIP, extra("lora_down.weight"), "lora_down.weight"),
+    ("clipscore", CLIP, wider("visual_projection.weight"), "visual_projection.weight"),
+    ("clipscore", CLIP, bad_config, "JSON"),
+    ("aesthetic_v2_5", "siglip-so400m-patch14-384/model.safetensors", replaced_by(CLIP), "tensors"),
+    ("pickscore", PICK, cut, "whole checkpoint"),
+    ("pickscore", PICK, page, "whole checkpoint"),
+    ("pickscore", PICK, evil, "run code"),
+    ("pickscore", PICK, plain_pickle, "tensors"),
+    ("pickscore", PICK, a_list, "dictionary of tensors"),
+    ("pickscore", PICK, scripted, "TorchScript"),
+    ("pickscore", PICK, a_zip, "whole checkpoint"),
+    ("hps", HPS, without("visual.proj"), "visual.proj"),
+    ("hps", HPS, extra("visual.head.weight"), "visual.head.weight"),
+    ("hps", HPS, wider("text_projection"), "text_projection"),
+    ("hps", HPS, cut, "whole checkpoint"),
+    ("hps", HPS, replaced_by(PICK), "positional_embedding"),
+    ("imagereward", REWARD, without("mlp.layers.7.weight"), "head.7.weight"),
+    ("imagereward", REWARD, extra("blip.visual_encoder.blocks.2.norm1.weight"), "layers.2"),
+    ("imagereward", REWARD, replaced_by(PICK), "embeddings"),
+    ("imagereward", "bert-base-uncased/vocab.txt", page, "vocab.txt"),
+    ("aesthetic", HEAD, without("layers.4.bias"), "layers.4.bias"),
+    ("aesthetic", HEAD, wider("layers.0.weight"), "layers.0.weight"),
+    ("aesthetic", HEAD, evil, "run code"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "damage", "named"),
+    DAMAGED,
+    ids=[f"{n}-{number}" for number, (n, *_) in enumerate(DAMAGED)],
+)
+def test_a_damaged_or_wrong_file_is_named(own, capsys, name, file, damage, named):
+    damage(own / file)
+    with pytest.raises(ValueError, match="(?s)expected .*got .*[;,] ?.*") as caught:
+        load(own, name)
+    told = str(caught.value)
+    assert named in told
+    assert str(own) in told
+    assert "run by a checkpoint" not in capsys.readouterr().out
+
+
+MISSING = [(name, file) for name in tiny.LEARNED for file in CATALOGUE[name].files]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), MISSING, ids=[f"{name}-{file.path}" for name, file in MISSING]
+)
+def test_a_missing_file_is_named_with_all_one_needs_to_get_it(tmp_path, name, file):
+    with pytest.raises(FileNotFoundError) as caught:
+        load_reward(name, folders=[tmp_path], reference=torch.rand(1, 8, 8, 3))
+    told = str(caught.value)
+    for part in (str(tmp_path / file.path), file.licence, file.repo or file.source, "MB"):
+        assert part in told
+    assert f"flow-ttrl rewards --download {name}" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("hsp", {}, "'hsp'"),
+        ("clipscore", {"preprocess": "squash"}, "'squash'"),
+        ("clipscore", {"path": "/nowhere/model.safetensors"}, "/nowhere"),
+        ("white", {"path": "/tmp"}, "'white'"),  # noqa: S108 - only named
+        ("image_similarity", {"reference": None}, "reference"),
+        ("image_similarity", {"reference": torch.rand(3, 8, 8)}, "3, 8, 8"),
+        ("ocr", {"engine": "tesseract"}, "'tesseract'"),
+        ("ocr", {"text": "   "}, "letters"),
+    ],
+)
+def test_wrong_options_are_refused(own, name, options, named):
+    with pytest.raises((ValueError, FileNotFoundError), match="expected .*got") as caught:
+        load(own, name, **options)
+    assert named in str(caught.value)
+
+
+def test_a_folder_without_weights_lists_what_it_holds(own):
+    folder = own / "empty"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match="expected model.safetensors.*got notes.txt"):
+        load(own, "clipscore", path=folder)
+
+
+def test_a_file_of_another_kind_is_refused(own):
+    file = own / "model.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match="expected a .safetensors file.*got model.gguf"):
+        load(own, "clipscore", path=file)
+
+
+def test_shards_are_read_and_a_lost_one_is_named(own):
+    folder = own / "clip-vit-large-patch14"
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(state)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, keys in halves.items():
+        save_file({key: state[key] for key in keys}, folder / file)
+    index = {"weight_map": {key: file for file, keys in halves.items() for key in keys}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load(own, "clipscore", path=folder).name == "clipscore"
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="b.safetensors"):
+        load(own, "clipscore", path=folder)
