@@ -115,7 +115,7 @@ def _pickled(file: Path) -> Mapping[str, Callable[[], Tensor]]:
     except pickle.UnpicklingError as error:
         told = str(error)
         if not _CODE.search(told):
-            raise ValueError(_damaged(file, told.splitlines()[0])) from None
+            raise ValueError(_damaged(file, "it is no checkpoint of torch's")) from None
         raise ValueError(
             f"expected tensors alone in {file}, got a pickle that asks to run code "
             f"({_first_reason(told)}); if you trust where it is from, convert it in an environment "

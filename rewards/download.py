@@ -16,7 +16,10 @@ _CHUNK = 1 << 22
 
 
 def download(name: str, folder: Path, endpoint: str | None = None) -> list[Path]:
-    """Fetch what a reward still lacks into ``folder``; an interrupted download goes on.
+    """Fetch what a reward still lacks into ``folder``.
+
+    What has come of an interrupted download stays beside the file's place as .part, and the next
+    one goes on from there.
 
     Args:
         endpoint: of the hub, if it is not Hugging Face's own.
@@ -34,47 +37,55 @@ def download(name: str, folder: Path, endpoint: str | None = None) -> list[Path]
 
 def fetch(file: File, folder: Path, endpoint: str | None = None) -> Path:
     """One file into ``folder``, under its path there, once its checksum is right."""
-    target = folder / file.path
+    target, partial = folder / file.path, folder / f"{file.path}.part"
+    had = partial.stat().st_size if partial.exists() else 0
     free = shutil.disk_usage(_existing(folder)).free
-    if free < file.size:
+    if free < file.size - had:
         raise OSError(
-            f"expected {megabytes(file.size)} of space in {folder}, got {megabytes(free)}; "
+            f"expected {megabytes(file.size - had)} of space in {folder}, got {megabytes(free)}; "
             "make room or name another folder"
         )
     log.info("%s: %s from %s", target, megabytes(file.size), file.origin)
-    partial = folder / ".downloads" / file.sha256[:16]
-    partial.mkdir(parents=True, exist_ok=True)
-    got = _from_hub(file, partial, endpoint) if file.repo else _from_address(file, partial)
-    digest = checksum(got)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if had < file.size:
+        try:
+            _go_on(file, partial, had, endpoint)
+        except Exception as error:  # of whichever network library is underneath
+            raise OSError(
+                f"expected {file.source} from {file.repo or 'its address'}, got "
+                f"{type(error).__name__}: {error}; run it again to go on from what has come"
+            ) from error
+    digest = checksum(partial)
     if digest != file.sha256:
-        shutil.rmtree(partial)
+        partial.unlink()
         raise ValueError(
             f"expected {file.source} with SHA-256 {file.sha256}, got {digest}; it was deleted: try "
             "again, and tell us if it stays so"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(got, target)
-    shutil.rmtree(partial)
-    if not any(partial.parent.iterdir()):
-        partial.parent.rmdir()
+    os.replace(partial, target)
     return target
 
 
-def _from_hub(file: File, partial: Path, endpoint: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
+def _go_on(file: File, partial: Path, had: int, endpoint: str | None) -> None:
+    """Append to ``partial`` what it lacks."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
 
-    got = hf_hub_download(
-        file.repo, file.source, revision=file.revision, local_dir=partial, endpoint=endpoint
-    )
-    return Path(got)
-
-
-def _from_address(file: File, partial: Path) -> Path:
-    from torch.hub import download_url_to_file
-
-    got = partial / Path(file.path).name
-    download_url_to_file(file.source, str(got))
-    return got
+    if file.repo:
+        address = hf_hub_url(file.repo, file.source, revision=file.revision, endpoint=endpoint)
+        headers = build_hf_headers()
+    else:
+        address, headers = file.source, {}
+    with partial.open("ab") as opened:
+        http_get(
+            address,
+            opened,
+            resume_size=had,
+            headers=headers,
+            expected_size=file.size,
+            displayed_filename=Path(file.path).name,
+        )
 
 
 def checksum(path: Path) -> str:

@@ -136,7 +136,7 @@ DAMAGED = [
     ("pickscore", PICK, cut, "whole checkpoint"),
     ("pickscore", PICK, page, "whole checkpoint"),
     ("pickscore", PICK, evil, "run code"),
-    ("pickscore", PICK, plain_pickle, "tensors"),
+    ("pickscore", PICK, plain_pickle, "no checkpoint"),
     ("pickscore", PICK, a_list, "dictionary of tensors"),
     ("pickscore", PICK, scripted, "TorchScript"),
     ("pickscore", PICK, a_zip, "whole checkpoint"),
