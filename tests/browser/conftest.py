@@ -48,7 +48,7 @@ def _host_conftest():
 
 
 _host = _host_conftest()
-home, server = _host.home, _host.server
+home, python, server = _host.home, _host.python, _host.server
 
 
 def chromium() -> str | None:

@@ -1,6 +1,7 @@
 """A real ComfyUI server, with the pack linked in, for the whole session.
 
-``COMFYUI_PATH`` names the checkout; its own Python is ``COMFYUI_PYTHON`` or its ``.venv``'s.
+``COMFYUI_PATH`` names the checkout; its own Python is ``COMFYUI_PYTHON`` or its ``.venv``'s. The
+pack's requirements go into an environment laid over that one, which stays as it was.
 """
 
 from __future__ import annotations
@@ -42,14 +43,61 @@ def home() -> Path:
     return Path(os.environ["COMFYUI_PATH"]).expanduser().resolve()
 
 
+class Environment:
+    """An environment over another one: what it is asked to install goes into it alone.
+
+    pip sees the packages below as installed. One that it would replace it puts on top, where
+    ``freeze`` shows it.
+    """
+
+    def __init__(self, below: str, folder: Path):
+        self.python = str(folder / "bin" / "python")
+        run = subprocess.run
+        run([below, "-m", "venv", "--without-pip", str(folder)], check=True)
+        where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        places = [
+            run([python, "-c", where], check=True, capture_output=True, text=True).stdout.strip()
+            for python in (below, self.python)
+        ]
+        (Path(places[1]) / "below.pth").write_text(f"{places[0]}\n")
+
+    def install(self, *what: str) -> None:
+        """pip install."""
+        command = [self.python, "-m", "pip", "install", "--quiet", *what]
+        done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    def freeze(self) -> dict[str, str]:
+        """Packages and their versions, as whoever imports them gets them."""
+        code = (
+            "import importlib.metadata as m, json; "
+            "print(json.dumps({d.name.lower(): d.version for d in reversed(list("
+            "m.distributions()))}))"
+        )
+        return json.loads(self.run(code))
+
+    def run(self, code: str) -> str:
+        done = subprocess.run([self.python, "-c", code], capture_output=True, text=True)  # noqa: S603
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout.strip()
+
+
 @pytest.fixture(scope="session")
-def in_host(home):
+def python(home, tmp_path_factory) -> str:
+    """The host's Python with the pack's requirements installed."""
+    environment = Environment(host_python(home), tmp_path_factory.mktemp("environment"))
+    environment.install("-r", str(ROOT / "requirements.txt"))
+    return environment.python
+
+
+@pytest.fixture(scope="session")
+def in_host(home, python):
     """Runs ``scripts/<name>`` with the host's Python; its last line is a JSON object."""
 
     def run(script: str, *args: str) -> dict:
         path = Path(__file__).parent / "scripts" / script
         done = subprocess.run(  # noqa: S603
-            [host_python(home), str(path), *args],
+            [python, str(path), *args],
             capture_output=True,
             text=True,
             env={**os.environ, "COMFYUI_PATH": str(home)},
@@ -149,7 +197,7 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server(home, tmp_path_factory):
+def server(home, python, tmp_path_factory):
     """A running server; started once, ended by its process id."""
     import requests
 
@@ -160,7 +208,7 @@ def server(home, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [host_python(home), str(home / "main.py"), "--cpu", "--listen", "127.0.0.1"]
+    command = [python, str(home / "main.py"), "--cpu", "--listen", "127.0.0.1"]
     command += ["--port", str(port), "--base-directory", str(base), "--disable-api-nodes"]
     command += ["--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb"]
     command += ["--disable-auto-launch", "--cache-classic"]

@@ -1,0 +1,60 @@
+"""Rewards' networks under the host's memory manager. Prints one JSON object.
+
+    COMFYUI_PATH=... <the host's python> memory.py MODELS
+
+On a CPU there is no second device to move to: this shows the host's bookkeeping, not a move.
+"""
+
+import importlib
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+MODELS = Path(sys.argv[1])
+sys.argv[1:] = ["--cpu"]
+sys.path.insert(0, os.environ["COMFYUI_PATH"])
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_management as management  # noqa: E402
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[3]
+pack = types.ModuleType("pack")
+pack.__path__ = [str(ROOT)]
+sys.modules["pack"] = pack
+rewards = importlib.import_module("pack.rewards")
+ours = importlib.import_module("pack.rewards.comfy")
+
+images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+
+
+def load(name: str):
+    return rewards.load_reward(name, folders=[MODELS], place=ours.managed)
+
+
+with torch.inference_mode():
+    mix = rewards.RewardMix(((load("clipscore"), 1.0), (load("aesthetic"), 1.0)))
+    before = mix.score(images, ["a red fox"]).total
+    sizes = [patcher.model_size() for patcher in mix.patchers]
+    management.load_models_gpu(mix.patchers)
+    listed = {id(loaded.model.model) for loaded in management.current_loaded_models}
+    counted = all(id(patcher.model) in listed for patcher in mix.patchers)
+    management.unload_all_models()
+    after = mix.score(images, ["a red fox"]).total
+
+sys.stdout.write(
+    json.dumps(
+        {
+            "networks": len(mix.patchers),
+            "patchers_for_the_cache": len(mix.get_models()),
+            "sizes": sizes,
+            "counted": counted,
+            "same_scores_after_unloading": bool(torch.equal(before, after)),
+        }
+    )
+)

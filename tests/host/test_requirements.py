@@ -1,0 +1,45 @@
+"""Installing the pack's requirements leaves a ComfyUI environment as it was, but for additions."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Environment, host_python
+
+CV2 = "import cv2; print(cv2.__file__)"
+
+
+@pytest.fixture(scope="module")
+def environment(home, tmp_path_factory) -> Environment:
+    """The host's, with another pack's OpenCV in it."""
+    made = Environment(host_python(home), tmp_path_factory.mktemp("with-opencv"))
+    made.install("opencv-python-headless")
+    return made
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Checksums of all files of a package."""
+    files = [
+        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in str(path)
+    ]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_requirements_add_and_change_nothing(environment):
+    before, cv2 = environment.freeze(), Path(environment.run(CV2))
+    files = fingerprint(cv2.parent)
+    environment.install("-r", str(ROOT / "requirements.txt"))
+    after = environment.freeze()
+    assert {name: after.get(name) for name in before} == before
+    assert "open_clip_torch" in {name.replace("-", "_") for name in after}
+    assert Path(environment.run(CV2)) == cv2
+    assert fingerprint(cv2.parent) == files
+    added = sorted(set(after) - set(before))
+    assert len(added) < 12, added
+
+
+def test_what_is_added_imports(environment):
+    environment.install("-r", str(ROOT / "requirements.txt"))
+    environment.run("import open_clip, matplotlib, transformers, torchvision")
