@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import tiny
+from PIL import Image
 
 from flow_ttrl.cli import main
+from flow_ttrl.rewards import CATALOGUE
 
 
 def answer(capsys, *argv: str) -> dict:
@@ -50,14 +53,86 @@ def test_evaluate_prints_rates(capsys):
     assert made["cost"]["model_calls"] > 0
 
 
+@pytest.fixture
+def pictures(tmp_path) -> list[str]:
+    """Three PNG files of different sizes and brightness."""
+    paths = []
+    for number, (level, size) in enumerate(((40, (64, 48)), (220, (80, 80)), (120, (50, 90)))):
+        paths.append(str(tmp_path / f"{number}.png"))
+        Image.new("RGB", size, (level,) * 3).save(paths[-1])
+    return paths
+
+
+def test_score_ranks_files_of_any_size(capsys, pictures):
+    made = answer(capsys, "score", *pictures, "--reward", "white=2,contrast=0.5")
+    assert [row["image"] for row in made["images"]] == pictures
+    assert made["ranking"] == [1, 2, 0]
+    assert made["images"][1]["white"] == pytest.approx(220 / 255, abs=1e-4)
+    assert made["images"][1]["total"] == pytest.approx(2 * 220 / 255, abs=1e-3)
+    assert made["reward"]["weights"] == {"white": 2.0, "contrast": 0.5}
+
+
+def test_score_compares_in_the_mode_that_is_asked_for(capsys, pictures):
+    made = answer(capsys, "score", *pictures, "--reward", "white=2,black", "--mode", "rank")
+    assert [row["total"] for row in made["images"]] == pytest.approx([1.0, 2.0, 1.5])
+    assert made["reward"]["mode"] == "rank"
+
+
+def test_score_by_learned_rewards_with_a_prompt_an_image(capsys, pictures, tmp_path):
+    models = tiny.write_models(tmp_path / "models")
+    prompts = ["a red fox", "the sign", "a cat"]
+    asked = [part for prompt in prompts for part in ("--prompt", prompt)]
+    common = ("--reward", "clipscore=1.0,aesthetic=0.5", "--models", str(models), "--device", "cpu")
+    made = answer(capsys, "score", *pictures, *asked, *common)
+    assert [row["prompt"] for row in made["images"]] == prompts
+    for picture, prompt, row in zip(pictures, prompts, made["images"], strict=True):
+        alone = answer(capsys, "score", picture, "--prompt", prompt, *common)["images"][0]
+        assert alone["image"] == row["image"]
+        assert alone["total"] == pytest.approx(row["total"], abs=1e-5)
+    table = ["score", *pictures, *asked, *common]
+    assert main(table) == 0
+    assert "clipscore" in capsys.readouterr().out
+
+
+def test_rewards_lists_what_is_ready_and_what_the_others_lack(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOW_TTRL_MODELS", str(tmp_path))
+    made = answer(capsys, "rewards")
+    assert made["folders"] == [str(tmp_path)]
+    assert made["rewards"]["white"]["ready"]
+    (lacks,) = made["rewards"]["hps"]["lacks"]
+    assert str(tmp_path / "HPS_v2.1_compressed.pt") in lacks
+    tiny.write_models(tmp_path)
+    made = answer(capsys, "rewards")
+    assert made["rewards"]["aesthetic"]["ready"]
+    assert not made["rewards"]["hps"]["ready"]
+    assert main(["rewards"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in CATALOGUE)
+
+
 @pytest.mark.parametrize(
     "argv",
     [
         ["demo", "--prompt", "a cat on a mat"],
+        ["score", "PICTURE", "--reward", "hsp"],
+        ["score", "PICTURE", "--reward", "white=much"],
+        ["score", "PICTURE", "--reward", "white,white"],
+        ["score", "PICTURE", "--reward", "white=0"],
+        ["score", "PICTURE", "--reward", "hps"],
+        ["score", "PICTURE", "--reward", "image_similarity"],
+        ["score", "PICTURE", "--reward", "ocr", "--prompt", "no quotes"],
+        ["score", "PICTURE", "PICTURE", "PICTURE", "--reward", "white"]
+        + ["--prompt", "a", "--prompt", "b"],
+        ["score", "nowhere.png", "--reward", "white"],
+        ["score", "TEXT", "--reward", "white"],
+        ["rewards", "--download", "hsp"],
     ],
 )
-def test_errors_say_what_was_expected(capsys, argv):
-    assert main(argv) == 2
+def test_errors_say_what_was_expected(capsys, argv, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOW_TTRL_MODELS", str(tmp_path / "none"))
+    (tmp_path / "notes.txt").write_text("no image")
+    names = {"PICTURE": pictures[0], "TEXT": str(tmp_path / "notes.txt")}
+    assert main([names.get(word, word) for word in argv]) == 2
     printed = capsys.readouterr()
     assert "expected" in printed.err
     assert printed.out == ""

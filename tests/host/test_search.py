@@ -34,14 +34,21 @@ def test_pack_loads_without_a_complaint(server):
     log = server.log.read_text()
     assert "flow-ttrl" in log
     assert "IMPORT FAILED" not in log
-    for node in ("DemoModel", "RewardMixer", "RewardScorer", "SearchSettings", "SDELatentSearch"):
+    for node in (
+        "DemoModel",
+        "LoadReward",
+        "RewardMixer",
+        "RewardScorer",
+        "SearchSettings",
+        "SDELatentSearch",
+    ):
         assert f"TTRL{node}" in server.get(f"/object_info/TTRL{node}").json()
 
 
 def test_every_input_has_a_tooltip(server):
     info = server.get("/object_info").json()
     ours = {name: node for name, node in info.items() if name.startswith("TTRL")}
-    assert len(ours) == 6
+    assert len(ours) == 7
     for name, node in ours.items():
         for kind in ("required", "optional"):
             for key, (_, options) in node["input"].get(kind, {}).items():
