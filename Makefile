@@ -1,10 +1,12 @@
-# make env | demo | test | test-all | host-test COMFYUI=path | browser-test COMFYUI=path | lint
+# make env | demo | test | test-all | parity | host-test COMFYUI=path | browser-test COMFYUI=path | lint
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-all host-test browser-test lint clean
+PARITY := .venv-parity
+
+.PHONY: env demo test test-all parity host-test browser-test lint clean
 
 env: $(STAMP)
 
@@ -23,6 +25,16 @@ test: env
 test-all: env
 	$(BIN)/python -m pytest --ignore=tests/host --ignore=tests/browser
 
+# Our scores against the official packages', which have an environment of their own. Takes about 20
+# minutes and 16 GB of disk in out/parity; not part of the tests.
+parity: env
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet -r tests/parity/requirements.txt
+	$(PARITY)/bin/python -m pip install --quiet --no-deps --no-build-isolation -r tests/parity/no_deps.txt
+	$(PARITY)/bin/python tests/parity/cases.py out/parity/images
+	$(PARITY)/bin/python tests/parity/official.py out/parity
+	$(BIN)/python tests/parity/compare.py out/parity out/parity/table.md
+
 host-test: env
 	@test -n "$(COMFYUI)" || { echo "usage: make host-test COMFYUI=/path/to/ComfyUI"; exit 2; }
 	COMFYUI_PATH="$(COMFYUI)" $(BIN)/python -m pytest tests/host --junitxml=out/host-tests.xml
@@ -36,4 +48,4 @@ lint: env
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) $(PARITY) out build *.egg-info
