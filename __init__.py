@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+WEB_DIRECTORY = "web"
+
 
 async def comfy_entrypoint():
     """ComfyUI's way in (V3): nothing of the pack is imported before it is called."""

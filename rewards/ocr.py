@@ -19,10 +19,13 @@ from .base import Reward, check_images
 QUOTES = re.compile("|".join(f"{a}([^{b}]*){b}" for a, b in ('""', "\u201c\u201d", "«»", "「」")))
 """Straight and curly double quotes, guillemets, corner brackets."""
 
+INSTALL_COMMANDS = (
+    "pip install onnxruntime pyclipper shapely omegaconf colorlog six",
+    "pip install --no-deps rapidocr",
+)
 INSTALL = (
-    "to add one without touching what ComfyUI has: pip install onnxruntime, then pip install "
-    "--no-deps rapidocr, then those of pyclipper, shapely, omegaconf and opencv-python-headless "
-    "that `pip list` does not show (any opencv package will do: keep the one you have)"
+    f"to add one without touching ComfyUI's numpy or cv2: {' && '.join(INSTALL_COMMANDS)} (leave "
+    "out onnxruntime if you have onnxruntime-gpu; without any cv2, add opencv-python-headless)"
 )
 
 
@@ -55,27 +58,30 @@ class PaddleOCREngine:
         FileNotFoundError: no models: PaddleOCR would fetch them itself, which nobody asked it to.
     """
 
-    DETECTION, RECOGNITION = "PP-OCRv5_server_det", "PP-OCRv5_server_rec"
+    MODELS = ("PP-OCRv5_server", "PP-OCRv5_mobile", "PP-OCRv4_server", "PP-OCRv4_mobile")
 
     def __init__(self):
         home = Path(os.environ.get("PADDLE_PDX_CACHE_HOME", Path.home() / ".paddlex"))
-        folders = [home / "official_models" / n for n in (self.DETECTION, self.RECOGNITION)]
-        absent = [str(folder) for folder in folders if not folder.is_dir()]
-        if absent:
+        models = home / "official_models"
+        pairs = [(models / f"{name}_det", models / f"{name}_rec") for name in self.MODELS]
+        pair = next((p for p in pairs if all(folder.is_dir() for folder in p)), None)
+        if pair is None:
             raise FileNotFoundError(
-                f"expected PaddleOCR's models in {' and '.join(absent)}, got none; run "
+                f"expected PaddleOCR's models in {' and '.join(map(str, pairs[0]))}, got none; run "
                 "`paddleocr ocr -i any.png` once, which downloads them, or use RapidOCR: " + INSTALL
             )
         from paddleocr import PaddleOCR
 
+        detection, recognition = pair
         self._engine = PaddleOCR(
-            text_detection_model_name=self.DETECTION,
-            text_detection_model_dir=str(folders[0]),
-            text_recognition_model_name=self.RECOGNITION,
-            text_recognition_model_dir=str(folders[1]),
+            text_detection_model_name=detection.name,
+            text_detection_model_dir=str(detection),
+            text_recognition_model_name=recognition.name,
+            text_recognition_model_dir=str(recognition),
             use_doc_orientation_classify=False,
             use_doc_unwarping=False,
             use_textline_orientation=False,
+            enable_mkldnn=False,  # paddle 3.3 fails with it on CPUs
         )
 
     def read(self, image: np.ndarray) -> list[str]:

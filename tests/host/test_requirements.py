@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Environment, host_python
 
+from flow_ttrl.rewards.ocr import INSTALL_COMMANDS
+
 CV2 = "import cv2; print(cv2.__file__)"
 
 
@@ -38,6 +40,26 @@ def test_requirements_add_and_change_nothing(environment):
     assert fingerprint(cv2.parent) == files
     added = sorted(set(after) - set(before))
     assert len(added) < 12, added
+
+
+def test_an_ocr_engine_goes_in_as_the_error_says(environment):
+    """With the very commands, beside another pack's OpenCV, which it then reads with."""
+    before, cv2 = environment.freeze(), Path(environment.run(CV2))
+    files = fingerprint(cv2.parent)
+    for command in INSTALL_COMMANDS:
+        environment.install(*command.removeprefix("pip install ").split())
+    after = environment.freeze()
+    assert {name: after.get(name) for name in before} == before
+    assert Path(environment.run(CV2)) == cv2
+    assert fingerprint(cv2.parent) == files
+    read = environment.run(
+        "import numpy as np; from PIL import Image, ImageDraw, ImageFont; "
+        "from rapidocr import RapidOCR; image = Image.new('RGB', (512, 256), 'white'); "
+        "font = ImageFont.load_default(64); "
+        "ImageDraw.Draw(image).text((50, 80), 'BAKERY', fill='black', font=font); "
+        "print(*RapidOCR()(np.asarray(image)).txts)"
+    )
+    assert read.splitlines()[-1] == "BAKERY"
 
 
 def test_what_is_added_imports(environment):
