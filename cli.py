@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .rewards import CATALOGUE, MODES, RewardMix, Scores, default_folders, load_reward
@@ -140,7 +141,7 @@ def _scored(
     paths: list[Path], prompts: list[str], mix: RewardMix, images: list[Tensor]
 ) -> tuple[dict, str]:
     """Each image alone, since they may differ in size; then compared with each other."""
-    judge = mix.judge(prompts)
+    judge = mix.judge(prompts, patience=len(images) - 1)
     with torch.inference_mode():
         each = [judge.score(image, number) for number, image in enumerate(images)]
     columns = {name: torch.stack([s.values[name] for s in each]) for name in mix.names}
@@ -187,18 +188,29 @@ def parse_weights(text: str) -> dict[str, float]:
 
 def _image(path: Path) -> Tensor:
     """An image file as [1, H, W, 3] in 0..1."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with Image.open(path) as opened:
-            pixels = np.asarray(opened.convert("RGB"), dtype=np.float32) / 255
-    except UnidentifiedImageError:
-        told = f"expected an image file, got {path}; name a PNG, JPEG or the like"
-        raise ValueError(told) from None
+            pixels = _rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError:
         told = f"expected an image at {path}, got no such file; check the path"
         raise FileNotFoundError(told) from None
+    except (OSError, ValueError) as error:
+        told = f"expected a whole image file, got {path} ({error}); name a PNG, JPEG or the like"
+        raise ValueError(told) from None
     return torch.from_numpy(pixels)[None]
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """[H, W, 3] in 0..1, on white where it is transparent."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image, dtype=np.float32) / 65535
+        return np.repeat(grey[..., None], 3, -1)
+    if image.mode == "F":
+        raise ValueError("it holds floating-point numbers without a range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
 
 
 def _folders(args) -> list[Path]:
@@ -219,6 +231,7 @@ def _rewards(args) -> tuple[dict, str]:
             "ready": not item.lacks(folders),
             "lacks": item.lacks(folders),
             "files": [str(file.find(folders) or "") for file in item.files],
+            "odd": [told for file in item.files if (told := file.odd(folders))],
         }
         for name, item in CATALOGUE.items()
     }
@@ -227,6 +240,7 @@ def _rewards(args) -> tuple[dict, str]:
     for name, row in rows.items():
         lines.append(f"{name:{width}}  {'ready  ' if row['ready'] else 'missing'}  {row['about']}")
         lines += [f"{'':{width}}           needs {what}" for what in row["lacks"]]
+        lines += [f"{'':{width}}           but {what}" for what in row["odd"]]
     return {"folders": [str(folder) for folder in folders], "rewards": rows}, "\n".join(lines)
 
 

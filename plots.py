@@ -16,10 +16,17 @@ def captioned(images: Tensor, captions: list[str]) -> list[Image.Image]:
     return [_captioned(image, text) for image, text in zip(images, captions, strict=True)]
 
 
+def _font(size: int):
+    try:
+        return ImageFont.load_default(size)
+    except (ImportError, TypeError):  # Pillow without FreeType, or before 10.1: one size alone
+        return ImageFont.load_default()
+
+
 def _captioned(image: Tensor, text: str) -> Image.Image:
     picture = to_pil(image)
     size = max(12, picture.width // 28)
-    font = ImageFont.load_default(size)
+    font = _font(size)
     lines = text.splitlines()
     margin, step = size // 2, round(size * 1.35)
     canvas = Image.new(
@@ -57,18 +64,19 @@ def reward_curve(report: dict, item: int = 0, size: tuple[int, int] = (720, 440)
         axes.plot(at, [np.mean(g) for g in groups], color=_MUTED, lw=1.5, label="candidates' mean")
         axes.plot(at, [max(g) for g in groups], color=_SEARCH, lw=2, label="best candidate")
     final = report["rewards"][item]
-    axes.scatter([report["steps"]], [final], s=60, color=_SEARCH, zorder=3)
-    axes.annotate(
-        f"searched {final:.3f}",
-        (report["steps"], final),
-        xytext=(-8, 8),
-        textcoords="offset points",
-        ha="right",
-        color=_SEARCH,
-        weight="bold",
-    )
+    if final is not None:  # no reward could judge it
+        axes.scatter([report["steps"]], [final], s=60, color=_SEARCH, zorder=3)
+        axes.annotate(
+            f"searched {final:.3f}",
+            (report["steps"], final),
+            xytext=(-8, 8),
+            textcoords="offset points",
+            ha="right",
+            color=_SEARCH,
+            weight="bold",
+        )
     plain = report.get("plain_rewards")
-    if plain:
+    if plain and plain[item] is not None:
         axes.axhline(plain[item], color=_PLAIN, lw=1.5, ls="--", label=f"plain {plain[item]:.3f}")
     axes.set_xlim(0.5, report["steps"] + 0.5)
     axes.margins(y=0.12)
@@ -102,7 +110,7 @@ def side_by_side(images: list[Image.Image], captions: list[str], scale: int = 1)
     width, height = images[0].width * scale, images[0].height * scale
     gap, foot = 12, 34
     sheet = Image.new("RGB", (len(images) * (width + gap) + gap, height + gap + foot), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    pen, font = ImageDraw.Draw(sheet), _font(15)
     for n, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left = gap + n * (width + gap)
         sheet.paste(image.resize((width, height), Image.Resampling.LANCZOS), (left, gap))

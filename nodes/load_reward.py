@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from comfy_api.latest import io
 
 from ..rewards import CATALOGUE, RewardMix, load_reward
 from ..rewards.catalogue import PREPROCESS, check_files
+from ..rewards.checkpoints import stamp
 from ..rewards.comfy import folders, managed
 from .types import ADVANCED, CATEGORY, Reward, schema
 
@@ -29,6 +28,7 @@ def _tooltip() -> str:
     for name, entry in CATALOGUE.items():
         lines.append(f"{name}: {entry.about}.")
         lines += [f"  missing: {what}" for what in entry.lacks(places)]
+        lines += [f"  note: {told}" for file in entry.files if (told := file.odd(places))]
     return "\n".join(lines)
 
 
@@ -65,7 +65,7 @@ class LoadReward(io.ComfyNode):
                     options=list(PREPROCESS),
                     default=PREPROCESS[0],
                     tooltip="official: as the model's authors resize images. paper: as the paper's "
-                    "code does, which gives hps, clipscore and pickscore other scores.",
+                    "code does, which gives hps, clipscore and image_similarity other scores.",
                     extra_dict=dict(ADVANCED),
                 ),
                 io.Image.Input(
@@ -79,7 +79,7 @@ class LoadReward(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, reward=None, path=None) -> bool | str:
-        if reward is None:
+        if reward is None or path is None:  # wired: not known yet
             return True
         if reward == _DIVIDER:
             return "Expected a reward, got the line between those that are ready and the others"
@@ -98,7 +98,7 @@ class LoadReward(io.ComfyNode):
             files = check_files(reward, folders(), path)
         except (ValueError, FileNotFoundError):
             files = []
-        return str([(str(file), Path(file).stat().st_mtime_ns) for file in files])
+        return str([stamp(file) for file in files])
 
     @classmethod
     def execute(cls, reward, path, text, preprocess, reference=None) -> io.NodeOutput:

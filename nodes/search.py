@@ -21,6 +21,9 @@ _UNWIRED = preset("balanced", 2)
 _APPENDED = {"search_every": 1, "look_ahead_first": 1, "look_ahead_last": 1}
 """Neutral values of inputs that graphs saved before they were appended lack."""
 
+_PATIENCE = 8
+"""Look-aheads that a reward may fail on at first; a run is not to end over a single one."""
+
 _NEVER = 1e6
 """A target_reward that no reward reaches."""
 
@@ -416,7 +419,7 @@ class SDELatentSearch(io.ComfyNode):
                 f"expected no target_reward with rewards mixed by mode {reward.mode!r}, which only "
                 f"compares images, got {settings.target_reward}; take mode 'raw' or clear it"
             )
-        judge = reward.judge([prompt])
+        judge = reward.judge([prompt], patience=_PATIENCE)
 
         def score(images: Tensor) -> RewardBatch:
             scores = judge.score(images)

@@ -45,6 +45,15 @@ class File:
         places = (folder / name for folder in folders for name in (self.path, *self.also))
         return next((place for place in places if place.is_file()), None)
 
+    def odd(self, folders: Sequence[Path]) -> str:
+        """What is to be said of a file under the official name that is not the official one."""
+        found = self.find(folders)
+        if found is None or found.name != Path(self.path).name or self.size == found.stat().st_size:
+            return ""
+        return (
+            f"{found} has {found.stat().st_size:,} bytes where the official file has {self.size:,}"
+        )
+
     def lacking(self, folders: Sequence[Path]) -> str:
         """What is missing and where it is to be had."""
         where = folders[0] / self.path
@@ -153,7 +162,7 @@ def check_files(name: str, folders: Sequence[Path], path: str | Path | None = No
         raise FileNotFoundError(
             f"{name}: expected {'; and '.join(file.lacking(folders) for file in absent)}; got no "
             f"such file in {' or '.join(str(folder) for folder in folders)}. Put it there, or run: "
-            f"flow-ttrl rewards --download {name}"
+            f'flow-ttrl rewards --download {name} --models "{folders[0]}"'
         )
     return own + [file.find(beside) for file in others]
 
@@ -213,7 +222,7 @@ def _imagereward(paths: list[Path], options: Options) -> Reward:
 def _pickscore(paths: list[Path], options: Options) -> Reward:
     from .clip import VIT_H_14, pick_score
 
-    return pick_score(paths[0], options.place, VIT_H_14, options.preprocess)
+    return pick_score(paths[0], options.place, VIT_H_14)
 
 
 def _clipscore(paths: list[Path], options: Options) -> Reward:

@@ -102,7 +102,8 @@ class Checkpoint:
 def _safetensors(file: Path) -> Mapping[str, Callable[[], Tensor]]:
     try:
         opened = safe_open(file, framework="pt")
-        return {key: lambda key=key: opened.get_tensor(key) for key in opened.keys()}
+        # cloned, so that a file that changes on disk does not change a model that is in use
+        return {key: lambda key=key: opened.get_tensor(key).clone() for key in opened.keys()}
     except SafetensorError as error:
         raise ValueError(_damaged(file, error)) from None
 
@@ -136,7 +137,9 @@ def _pickled(file: Path) -> Mapping[str, Callable[[], Tensor]]:
             f"expected a dictionary of tensors in {file}, got a {kind}; it is no model"
         )
     return {
-        key: lambda value=value: value for key, value in state.items() if torch.is_tensor(value)
+        key: lambda value=value: value.clone()
+        for key, value in state.items()
+        if torch.is_tensor(value)
     }
 
 
@@ -148,6 +151,14 @@ def _first_reason(told: str) -> str:
 def _damaged(file: Path, why: object) -> str:
     size = file.stat().st_size
     return f"expected a whole checkpoint, got {file} of {size:,} bytes: {why}; get the file again"
+
+
+def stamp(path: Path) -> tuple:
+    """Changes whenever the file, or a file of the folder, or a config beside it does."""
+    beside = [path.parent / name for name in CONFIGS] if path.is_file() else []
+    files = [path, *beside] if path.is_file() else sorted(path.iterdir())
+    stats = [(str(file), file.stat()) for file in files if file.is_file()]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
 
 
 def empty(build: Callable[[], nn.Module]) -> nn.Module:
@@ -181,6 +192,11 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> nn.Mod
             raise ValueError(
                 f"expected {key!r} in {path} to be {list(wanted[key].shape)}, got "
                 f"{list(tensor.shape)}; {mend}"
+            )
+        if tensor.is_floating_point() != wanted[key].is_floating_point():
+            raise ValueError(
+                f"expected {key!r} in {path} to be of {wanted[key].dtype} or the like, got "
+                f"{tensor.dtype}; get a file that is not quantised"
             )
     module.load_state_dict(tensors, assign=True)
     _restore_buffers(module)

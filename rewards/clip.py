@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from .base import Reward, check_images
-from .checkpoints import Checkpoint, empty, fill
+from .checkpoints import Checkpoint, empty, fill, stamp
 from .networks import ImageTower, Network, Place, TextFeatures
 from .preprocess import bilinear_pixels, clip_pixels
 from .tokens import CLIP_LENGTH, Tokens, clip_tokenizer
 
 PREPROCESS = {"official": clip_pixels, "paper": bilinear_pixels}
 
+_LARGEST_SCALE = 8
+"""Of a logarithm; CLIP's training stops at log 100 = 4.6."""
 _TEXT = {"vocab_size": 49408, "max_position_embeddings": CLIP_LENGTH, "eos_token_id": 49407}
 VIT_L_14 = {
     "projection_dim": 768,
@@ -106,8 +108,7 @@ def load_part(part: type, path: Path, architecture: dict, place: Place) -> Netwo
     Raises:
         FileNotFoundError, ValueError: as :class:`Checkpoint` and :func:`fill` say.
     """
-    stat = path.stat()
-    key = part, path.resolve(), stat.st_mtime_ns, stat.st_size, place
+    key = part, stamp(path.resolve()), place
     network = _loaded.get(key)
     if network is None:
         checkpoint = Checkpoint(path)
@@ -173,6 +174,11 @@ class ClipReward(Reward):
                 f"expected a whole CLIP model with 'logit_scale' in {path}, got none; the file "
                 "holds a part of a model: get the whole one"
             )
+        if scale.numel() != 1 or not 0 <= float(scale) <= _LARGEST_SCALE:
+            raise ValueError(
+                f"expected 'logit_scale' in {path} to be a number of 0..{_LARGEST_SCALE}, got "
+                f"{scale.flatten().tolist()[:3]}; the file is damaged: get it again"
+            )
         self.scale = float(scale.float().exp()) / divisor
         self.tower = load_image_tower(path, architecture, place, preprocess)
         self.tokens = Tokens(name, clip_tokenizer(), CLIP_LENGTH)
@@ -206,8 +212,8 @@ def clip_score(path: Path, place: Place, architecture: dict, preprocess: str) ->
     )
 
 
-def pick_score(path: Path, place: Place, architecture: dict, preprocess: str) -> ClipReward:
-    """PickScore v1, as Flow-GRPO scales it."""
+def pick_score(path: Path, place: Place, architecture: dict) -> ClipReward:
+    """PickScore v1, as Flow-GRPO scales it; the paper's code preprocesses officially."""
     return ClipReward(
         "pickscore",
         "logit / 26",
@@ -216,7 +222,6 @@ def pick_score(path: Path, place: Place, architecture: dict, preprocess: str) ->
         architecture,
         place,
         divisor=26,
-        preprocess=preprocess,
     )
 
 

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
 import folder_paths
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from .catalogue import FOLDER
 from .checkpoints import PICKLED
-from .networks import Network, lower, tower_dtype
+from .networks import Network, lower
 
 _EXTENSIONS = {".safetensors", ".txt", *PICKLED}
-# A patcher of the older kind in a load call can make newer hosts unload a model of the newer kind.
-_Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+
+class WholePatcher(comfy.model_patcher.ModelPatcher):
+    """Moves a network to its device whole, or away whole.
+
+    Short of memory, the host leaves layers behind, which fetch their weights as they run. Only
+    layers of its own kind can; these are not.
+    """
+
+    def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+        return super().partially_load(device_to, _ALL, force_patch_weights)
+
+    def partially_unload(self, *args, **kwargs):
+        return 0  # so that the host unloads all of it instead
+
+
+_ALL = 1e32
+# A patcher of the older kind in a load call can make newer hosts unload a model of the newer kind,
+# which loads layers that are not its own whole as it is.
+_core = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+_Patcher = WholePatcher if _core is comfy.model_patcher.ModelPatcher else _core
 
 
 def register_folder() -> None:
@@ -39,13 +58,13 @@ def folders() -> list[Path]:
 class ManagedNetwork(Network):
     """A network that ComfyUI's memory manager moves to its device and away again.
 
-    It is used whole: ``patcher`` goes into the call that loads the diffusion model (see
-    ``sampling/hosts/comfy.py``), so that neither pushes the other out in the middle of a run.
+    ``patcher`` goes into the call that loads the diffusion model (``sampling/hosts/comfy.py``), so
+    that neither pushes the other out in the middle of a run.
     """
 
     def __init__(self, module: nn.Module):
         device = comfy.model_management.get_torch_device()
-        super().__init__(lower(module, tower_dtype(device)), device)
+        super().__init__(lower(module, _dtype(device)), device)
         self.patcher = _Patcher(
             self.module,
             load_device=device,
@@ -53,18 +72,22 @@ class ManagedNetwork(Network):
         )
 
     def bring(self) -> None:
-        if all(tensor.device == self.device for tensor in _tensors(self.module)):
-            return
-        comfy.model_management.load_models_gpu([self.patcher])
-        # Short of memory, the host leaves layers behind, expecting them to be its own kind, which
-        # fetch their weights as they run.
-        for tensor in _tensors(self.module):
-            if tensor.device != self.device:
-                tensor.data = tensor.data.to(self.device)
+        tensors = chain(self.module.parameters(), self.module.buffers())
+        if any(not _same(tensor.device, self.device) for tensor in tensors):
+            comfy.model_management.load_models_gpu([self.patcher])
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    return chain(module.parameters(), module.buffers())
+def _dtype(device: torch.device) -> torch.dtype:
+    """Half precision where the host finds it right for ``device``."""
+    if comfy.model_management.is_device_cpu(device):
+        return torch.float32
+    if comfy.model_management.should_use_fp16(device):
+        return torch.float16
+    return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
+
+
+def _same(a: torch.device, b: torch.device) -> bool:
+    return a.type == b.type and (None in (a.index, b.index) or a.index == b.index)
 
 
 def managed(module: nn.Module) -> Network:

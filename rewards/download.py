@@ -32,6 +32,11 @@ def download(name: str, folder: Path, endpoint: str | None = None) -> list[Path]
         OSError: no connection, or no space.
     """
     found = entry(name)
+    for file in found.files:
+        if told := file.odd([folder]):
+            raise ValueError(
+                f"expected the official file or none, got another: {told}; move it away first"
+            )
     return [fetch(file, folder, endpoint) for file in found.missing([folder])]
 
 

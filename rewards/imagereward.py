@@ -20,6 +20,8 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 
 
 LENGTH = 35
+ADDED_WORDS = 2
+"""BLIP's [DEC] and [ENC], at the end of the vocabulary; scoring uses neither."""
 VISION = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -110,10 +112,11 @@ class ImageReward(Reward):
     token_limit = LENGTH
 
     def __init__(self, path: Path, vocabulary: Path, place: Place):
-        self.tokens = Tokens(self.name, bert_tokenizer(vocabulary), LENGTH)
         checkpoint = Checkpoint(path)
         given = checkpoint.config or {}
         vision, text = given.get("vision_config", VISION), given.get("text_config", TEXT)
+        words = bert_tokenizer(vocabulary, text["vocab_size"] - ADDED_WORDS)
+        self.tokens = Tokens(self.name, words, LENGTH)
         module = empty(lambda: ImageRewardNetwork(vision, text))
         self.network = place(fill(module, checkpoint.tensors(rename=renamed), path))
         self.networks = (self.network,)

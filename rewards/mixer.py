@@ -54,7 +54,7 @@ class RewardMix:
         if twice:
             raise ValueError(
                 f"expected each reward once, got {', '.join(sorted(twice))} more than once; "
-                "give one of them the sum of the weights"
+                "leave one out, with the sum of the weights on the other"
             )
 
     @property
@@ -76,9 +76,9 @@ class RewardMix:
         for reward, _ in self.parts:
             reward.check(prompts)
 
-    def judge(self, prompts: list[str]) -> Judge:
-        """This mix at work on ``prompts`` for a whole run."""
-        return Judge(self, prompts)
+    def judge(self, prompts: list[str], patience: int = 0) -> Judge:
+        """This mix at work on ``prompts`` for a whole run; see :class:`Judge`."""
+        return Judge(self, prompts, patience)
 
     def score(self, images: Tensor, prompts: list[str]) -> Scores:
         """Scores of ``images`` [B, H, W, 3] in 0..1, as by a :class:`Judge` of ``prompts``."""
@@ -87,8 +87,8 @@ class RewardMix:
     def totals(self, values: dict[str, Tensor], seen: dict[str, Tensor] | None = None) -> Tensor:
         """Totals [K, B] of images with these values [K, B], comparable within a column.
 
-        A reward that has no finite value for an image counts there as its mean over the others
-        (as no difference, that is); an image that no reward could judge gets NaN.
+        A reward that has no finite value for an image counts there as average over what the
+        image is compared with; an image that no reward could judge gets NaN.
 
         Args:
             seen: values [M, B] of all that the images are compared with, themselves included;
@@ -115,9 +115,7 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _raw(values: Tensor, seen: Tensor) -> Tensor:
-    finite = values.isfinite()
-    usual = torch.where(finite.any(0), _mean(values), _mean(seen))
-    return values.where(finite, usual)
+    return values.where(values.isfinite(), _mean(seen))
 
 
 def _standardised(values: Tensor, seen: Tensor) -> Tensor:
@@ -141,24 +139,28 @@ class Judge:
     """A mix at work on the prompts of one run.
 
     Whatever depends on the prompts alone is done once, here: they are checked, a part that does not
-    fit a model is warned of, and text features are computed. A reward that fails on an image gives
-    NaN there and is named in the report; one that has never worked ends the run with its error.
+    fit a model is warned of, and text features are computed. A reward that fails on an image, or
+    gives no finite score, has NaN there and is named in the report.
 
     Args:
         prompts: one per image, or fewer that are used again and again (image b gets prompt b modulo
             their number).
+        patience: images that a reward with a weight may fail on before it has ever worked; on one
+            more, the run ends with its error.
 
     Raises:
         ValueError: a prompt that a reward cannot judge.
     """
 
-    def __init__(self, mix: RewardMix, prompts: list[str]):
+    def __init__(self, mix: RewardMix, prompts: list[str], patience: int = 0):
         if not prompts:
             raise ValueError("expected at least one prompt, got none; an empty one will do")
         mix.check(prompts)
-        for reward, _ in mix.parts:
+        for reward, weight in mix.parts:
+            if weight and reward.needs_prompt and not all(prompt.strip() for prompt in prompts):
+                log.warning("%s judges by the prompt, and there is an empty one", reward.name)
             reward.prepare(prompts)
-        self.mix, self.prompts = mix, prompts
+        self.mix, self.prompts, self.patience = mix, prompts, patience
         self.failures: dict[str, dict] = {}
         self._worked: set[str] = set()
 
@@ -173,7 +175,8 @@ class Judge:
         asked = [self.prompts[b % len(self.prompts)] for b in numbers]
         with sharing():
             values = {
-                reward.name: self._values(reward, images, asked) for reward, _ in self.mix.parts
+                reward.name: self._values(reward, weight, images, asked)
+                for reward, weight in self.mix.parts
             }
         columns = {name: value[:, None] for name, value in values.items()}
         return Scores(self.mix.totals(columns)[:, 0], values)
@@ -186,45 +189,52 @@ class Judge:
             "failures": self.failures,
         }
 
-    def _values(self, reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-        values, error = self._attempt(reward, images, prompts)
-        if error is None:
-            self._worked.add(reward.name)
-            return values
-        if len(images) > 1:
+    def _values(self, reward: Reward, weight: float, images: Tensor, prompts: list[str]) -> Tensor:
+        values, error = _attempt(reward, images, prompts)
+        errors = [error] if error else []
+        if error and len(images) > 1:
             each = zip(images.split(1), prompts, strict=True)
-            tried = [self._attempt(reward, image, [prompt]) for image, prompt in each]
-        else:
-            tried = [(values, error)]
-        errors = [error for _, error in tried if error is not None]
-        if len(errors) < len(tried):
+            tried = [_attempt(reward, image, [prompt]) for image, prompt in each]
+            values = torch.cat([value for value, _ in tried])
+            errors = [error for _, error in tried if error]
+        finite = values.isfinite()
+        if finite.any():
             self._worked.add(reward.name)
-        if reward.name not in self._worked:
-            raise errors[0]
-        if errors:
-            self._note(reward.name, errors)
-        return torch.cat([values for values, _ in tried])
+        if not finite.all():
+            lost = int((~finite).sum())
+            error = errors[0] if errors else _not_finite(reward, values[~finite][0].item())
+            self._note(reward.name, error, lost)
+            never = reward.name not in self._worked
+            if weight and never and self.failures[reward.name]["images"] > self.patience:
+                raise error
+        return values
 
-    def _attempt(
-        self, reward: Reward, images: Tensor, prompts: list[str]
-    ) -> tuple[Tensor, Exception | None]:
-        """Values [N], NaN with the error where scoring failed. Nothing in it polls for a cancel."""
-        try:
-            values = reward.score(images, prompts).float()
-        except (MemoryError, torch.cuda.OutOfMemoryError):
-            raise
-        except Exception as error:
-            return torch.full((len(images),), torch.nan, device=images.device), error
-        if values.shape != (len(images),):
-            raise ValueError(
-                f"expected {len(images)} scores from {reward.name!r}, got {list(values.shape)}; "
-                "a reward gives one number per image"
-            )
-        return values, None
-
-    def _note(self, name: str, errors: list[Exception]) -> None:
-        told = f"{type(errors[0]).__name__}: {errors[0]}"
+    def _note(self, name: str, error: Exception, images: int) -> None:
+        told = f"{type(error).__name__}: {error}"
         if name not in self.failures:
             log.warning("%s failed on an image, which counts as average there: %s", name, told)
             self.failures[name] = {"images": 0, "error": told}
-        self.failures[name]["images"] += len(errors)
+        self.failures[name]["images"] += images
+
+
+def _not_finite(reward: Reward, value: float) -> ValueError:
+    return ValueError(
+        f"expected finite scores from {reward.name!r}, got {value}; where it is so for every "
+        "image, its file is damaged or its precision too low"
+    )
+
+
+def _attempt(reward: Reward, images: Tensor, prompts: list[str]) -> tuple[Tensor, Exception | None]:
+    """Values [N]; NaN, and the error, where scoring failed. Nothing in it polls for a cancel."""
+    try:
+        values = reward.score(images, prompts).float()
+    except Exception as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            raise
+        return torch.full((len(images),), torch.nan, device=images.device), error
+    if values.shape != (len(images),):
+        raise ValueError(
+            f"expected {len(images)} scores from {reward.name!r}, got {list(values.shape)}; "
+            "a reward gives one number per image"
+        )
+    return values, None

@@ -51,7 +51,13 @@ def on_device(device: str | torch.device = "auto", dtype: torch.dtype | None = N
     if device == "auto":
         mps = torch.backends.mps.is_available()
         device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    device = torch.device(device)
+    try:
+        device = torch.zeros(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"expected a device of this machine, such as cpu, cuda or cuda:1, got {device!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
 
     def place(module: nn.Module) -> Network:
         return Network(lower(module, dtype or tower_dtype(device)).to(device), device)
@@ -109,8 +115,9 @@ class ImageTower:
             return self.network(self.pixels(images.to(self.network.device)))
         key = id(images), id(self.network), self.pixels
         if key not in known:
-            known[key] = self.network(self.pixels(images.to(self.network.device)))
-        return known[key]
+            features = self.network(self.pixels(images.to(self.network.device)))
+            known[key] = images, features  # the images too, so that no others get their id
+        return known[key][1]
 
     def unit_features(self, images: Tensor) -> Tensor:
         """The same of length 1."""

@@ -8,7 +8,7 @@ version 13 on, PIL goes down first where that is less work, which may change a l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -89,43 +89,65 @@ def shortest(images: Tensor, size: int) -> tuple[int, int]:
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, C, H, W] in 0..1 to (height, width): PIL's bicubic on 8-bit images, to the last bit.
 
-    Gradients pass through the roundings as if they were not there.
+    Image by image, since sums are in double precision. Gradients pass through the roundings as if
+    they were not there.
     """
-    height, width = size
-    pixels = _rounded(pixels * 255)
+    return torch.cat([_resized(image, *size) for image in pixels.split(1)])
+
+
+def _resized(pixels: Tensor, height: int, width: int) -> Tensor:
+    levels = _rounded((pixels * 255).to(_exact(pixels.device)))
     if pixels.shape[-1] != width:
-        pixels = _rounded(pixels @ _weights(pixels, pixels.shape[-1], width).T)
+        levels = _rounded(_along(levels, width, -1))
     if pixels.shape[-2] != height:
-        pixels = _rounded(_weights(pixels, pixels.shape[-2], height) @ pixels)
-    return (pixels / 255).float()
+        levels = _rounded(_along(levels, height, -2))
+    return (levels / 255).float()
 
 
 def _rounded(levels: Tensor) -> Tensor:
-    """The nearest of 0..255, halves up, in a precision that keeps sums of products exact."""
-    exact = levels if levels.device.type == "mps" else levels.double()
-    rounded = torch.floor(exact.detach() + 0.5).clamp(0, 255)
-    return exact + (rounded - exact.detach()) if levels.requires_grad else rounded
-
-
-def _weights(like: Tensor, before: int, after: int) -> Tensor:
-    return _pil_weights(before, after).to(like)
+    """The nearest of 0..255, halves up."""
+    rounded = torch.floor(levels.detach() + 0.5).clamp(0, 255)
+    return levels + (rounded - levels.detach()) if levels.requires_grad else rounded
 
 
 @cache
-def _pil_weights(before: int, after: int) -> Tensor:
-    """PIL's bicubic kernel [after, before] with antialiasing, in its fixed point of 22 bits."""
+def _exact(device: torch.device) -> torch.dtype:
+    """Double precision, where the sums are exact, on devices that have it."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return torch.float32
+    return torch.float64
+
+
+def _along(levels: Tensor, after: int, dim: int) -> Tensor:
+    """One axis of [B, C, H, W] resized to ``after``."""
+    index, weight = _taps(levels.shape[dim], after, levels.dtype, levels.device)
+    spread = weight if dim == -1 else weight[..., None]
+    return sum(
+        levels.index_select(dim, at) * times for at, times in zip(index, spread, strict=True)
+    )
+
+
+@lru_cache(maxsize=32)
+def _taps(
+    before: int, after: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """PIL's bicubic kernel with antialiasing: places and weights [K, after], in its fixed point."""
     scale = before / after
     stretch = max(scale, 1.0)
-    centre = (torch.arange(after, dtype=torch.float64)[:, None] + 0.5) * scale
-    first = (centre - 2 * stretch + 0.5).trunc().clamp(min=0)
-    last = (centre + 2 * stretch + 0.5).trunc().clamp(max=before)
-    at = torch.arange(before, dtype=torch.float64)[None]
-    x = ((at - centre + 0.5) * (1 / stretch)).abs()
-    near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
-    kernel = torch.where(x < 1, near, torch.where(x < 2, far, 0))
-    kernel = kernel.where((at >= first) & (at < last), 0)
-    kernel = kernel * (1 / kernel.sum(1, keepdim=True)) * _FIXED_POINT
-    return (kernel + 0.5 * kernel.sign()).trunc() / _FIXED_POINT
+    # ordinary tensors, so that a gradient through the images may use them later
+    with torch.inference_mode(False):
+        centre = (torch.arange(after, dtype=torch.float64) + 0.5) * scale
+        first = (centre - 2 * stretch + 0.5).trunc().clamp(min=0)
+        last = (centre + 2 * stretch + 0.5).trunc().clamp(max=before)
+        at = first + torch.arange(int((last - first).max()), dtype=torch.float64)[:, None]
+        x = ((at - centre + 0.5) * (1 / stretch)).abs()
+        near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
+        kernel = torch.where(x < 1, near, torch.where(x < 2, far, 0)).where(at < last, 0)
+        kernel = kernel * (1 / kernel.sum(0)) * _FIXED_POINT
+        kernel = (kernel + 0.5 * kernel.sign()).trunc() / _FIXED_POINT
+        return at.clamp(max=before - 1).long().to(device), kernel.to(dtype).to(device)
 
 
 def _bicubic(pixels: Tensor, size: tuple[int, int]) -> Tensor:

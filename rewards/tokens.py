@@ -120,11 +120,11 @@ def _clip_merges() -> list[str]:
     return lines[1 : 49152 - 256 - 2 + 1]
 
 
-def bert_tokenizer(vocabulary: Path) -> Tokenizer:
-    """bert-base-uncased's tokenizer from its vocab.txt.
+def bert_tokenizer(vocabulary: Path, size: int) -> Tokenizer:
+    """bert-base-uncased's tokenizer from its vocab.txt of ``size`` rows.
 
     Raises:
-        ValueError: the file is no BERT vocabulary.
+        ValueError: the file is no BERT vocabulary, or one of another model.
     """
     words = vocabulary.read_text("utf-8", errors="replace").split("\n")
     wanted = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -133,6 +133,12 @@ def bert_tokenizer(vocabulary: Path) -> Tokenizer:
         raise ValueError(
             f"expected bert-base-uncased's vocab.txt at {vocabulary}, got a file without "
             f"{lacking[0]}; get the file again"
+        )
+    rows = len(words) - (not words[-1])
+    if rows != size:
+        raise ValueError(
+            f"expected bert-base-uncased's vocab.txt of {size} rows at {vocabulary}, got {rows}; "
+            "it is cut off or of another model: get the file again"
         )
     made = BertWordPieceTokenizer(str(vocabulary), lowercase=True)
     return Tokenizer.from_str(made.to_str())

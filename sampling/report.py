@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
-from .flow import Comparison, Cost, RewardBatch
+from .flow import Cost
 from .settings import SearchSettings
 
 
@@ -81,7 +81,7 @@ class SearchResult:
         stopped: why the search ended before its window: ``max_calls``, ``max_seconds``,
             ``target_reward``, ``finish_now`` or None.
         kept_plain: items whose plain sample was kept (``keep_better``), else None.
-        comparison: all rewards of the run, so that others can be compared with them.
+        plain_rewards: the plain sample's total reward [B], if one was made or given.
     """
 
     latents: Tensor
@@ -94,13 +94,8 @@ class SearchResult:
     cost: Cost = field(default_factory=Cost)
     stopped: str | None = None
     kept_plain: list[bool] | None = None
-    comparison: Comparison | None = None
+    plain_rewards: Tensor | None = None
     seconds: float = 0.0
-
-    def totals(self, batch: RewardBatch) -> Tensor:
-        """Total rewards [B] of other images, compared with all that the run has seen."""
-        self.comparison.add(batch)
-        return self.comparison.totals(batch)[0]
 
     def report(self) -> dict:
         """Everything but the latents, as a JSON object."""
@@ -111,6 +106,7 @@ class SearchResult:
             "stopped": self.stopped,
             "kept_plain": self.kept_plain,
             "rewards": self.rewards.tolist(),
+            "plain_rewards": None if self.plain_rewards is None else self.plain_rewards.tolist(),
             "values": {name: value.tolist() for name, value in self.values.items()},
             "cost": self.cost.report(len(self.rewards) * self.steps),
             "seconds": round(self.seconds, 3),

@@ -46,7 +46,7 @@ def search(
         on_step: told of every step; may raise to cancel.
         finish_now: asked before each search step; True ends the search and samples on from the
             best so far.
-        plain: ``sample(flow, x)``, if it is known already and ``keep_better`` needs it.
+        plain: ``sample(flow, x)``, if it is known already: the result then says what it scores.
 
     Raises:
         ValueError: settings that this schedule cannot carry out, before the first model call.
@@ -289,6 +289,15 @@ class _Search(_Trajectory):
         """Rewards of finished latents; a schedule that ends above 0 leaves a look-ahead to do."""
         return self.look_ahead(latents, self.velocity_or_zero(latents, self.steps), self.steps)
 
+    def aside(self, latents: Tensor) -> RewardBatch:
+        """The same, for comparison alone: it is not in the run's cost."""
+        counted = self.meter
+        self.meter = Meter(self.flow, len(latents), self.settings.micro_batch)
+        try:
+            return self.judge(latents)
+        finally:
+            self.meter = counted
+
     def stop(self) -> str | None:
         """Why to search no further before the next search step, if anything says so."""
         settings = self.settings
@@ -319,14 +328,19 @@ class _Search(_Trajectory):
     def result(self, latents: Tensor, stopped: str | None) -> SearchResult:
         final, kept_plain = self.judge(latents), None
         self.comparison.add(final)
+        plain, rival, plain_rewards = self.plain, None, None
         if self.settings.keep_better:
-            plain = self.plain
             if plain is None:
                 plain = _Trajectory(self.flow, self.meter, None).onward(self.start, 0)
             rival = self.judge(plain)
+        elif plain is not None:
+            rival = self.aside(plain)
+        if rival is not None:
             self.comparison.add(rival)
-            ours, theirs = (self.comparison.totals(batch)[0] for batch in (final, rival))
-            worse = (theirs > ours) | ours.isnan()
+            plain_rewards = self.comparison.totals(rival)[0]
+        if self.settings.keep_better:
+            ours = self.comparison.totals(final)[0]
+            worse = (plain_rewards > ours) | ours.isnan()
             latents = torch.where(per_item(worse, latents), plain, latents)
             final = final.where(~worse, rival)
             kept_plain = worse.tolist()
@@ -341,7 +355,7 @@ class _Search(_Trajectory):
             cost=self.meter.cost,
             stopped=stopped,
             kept_plain=kept_plain,
-            comparison=self.comparison,
+            plain_rewards=plain_rewards,
             seconds=time.monotonic() - self.started,
         )
 

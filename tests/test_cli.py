@@ -6,7 +6,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from flow_ttrl.cli import main
+from flow_ttrl.cli import _image, main
 from flow_ttrl.rewards import CATALOGUE
 
 
@@ -94,6 +94,21 @@ def test_score_by_learned_rewards_with_a_prompt_an_image(capsys, pictures, tmp_p
     assert "clipscore" in capsys.readouterr().out
 
 
+def test_images_are_read_as_they_look(capsys, tmp_path):
+    """16 bits, transparent on white, turned by the camera."""
+    deep, clear, turned = (tmp_path / f"{n}.png" for n in ("deep", "clear", "turned"))
+    half = Image.new("I", (20, 20), 32768)
+    half.convert("I;16").save(deep)
+    Image.new("RGBA", (20, 20), (255, 0, 0, 0)).save(clear)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 40), "black").save(turned, exif=exif)
+    paths = [str(path) for path in (deep, clear, turned)]
+    made = answer(capsys, "score", *paths, "--reward", "white")
+    assert [row["white"] for row in made["images"]] == pytest.approx([0.5, 1, 0], abs=1e-3)
+    assert _image(turned).shape == (1, 20, 40, 3)
+
+
 def test_rewards_lists_what_is_ready_and_what_the_others_lack(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOW_TTRL_MODELS", str(tmp_path))
     made = answer(capsys, "rewards")
@@ -125,13 +140,20 @@ def test_rewards_lists_what_is_ready_and_what_the_others_lack(capsys, tmp_path, 
         + ["--prompt", "a", "--prompt", "b"],
         ["score", "nowhere.png", "--reward", "white"],
         ["score", "TEXT", "--reward", "white"],
+        ["score", "CUT", "--reward", "white"],
+        ["score", "FOLDER", "--reward", "white"],
+        ["score", "PICTURE", "--reward", "white", "--device", "foo"],
         ["rewards", "--download", "hsp"],
     ],
 )
 def test_errors_say_what_was_expected(capsys, argv, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOW_TTRL_MODELS", str(tmp_path / "none"))
     (tmp_path / "notes.txt").write_text("no image")
-    names = {"PICTURE": pictures[0], "TEXT": str(tmp_path / "notes.txt")}
+    noise = Image.effect_noise((64, 64), 50)
+    noise.save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+    names = {"PICTURE": pictures[0], "FOLDER": str(tmp_path)}
+    names |= {"TEXT": str(tmp_path / "notes.txt"), "CUT": str(tmp_path / "cut.png")}
     assert main([names.get(word, word) for word in argv]) == 2
     printed = capsys.readouterr()
     assert "expected" in printed.err

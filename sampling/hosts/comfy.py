@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..flow import RewardBatch
 from ..noise import KeyedNoise
-from ..report import SearchResult, StepEvent, jsonable
+from ..report import SearchResult, StepEvent
 from ..search import sample, search
 from ..settings import SearchSettings
 from .comfy_gradients import differentiable, gradient_options
@@ -119,8 +119,7 @@ class SearchSampler:
 
     Attributes:
         result: the last run's result, None before one.
-        plain: the last run's plain sample in the VAE's latent space, where one was asked for, and
-            ``plain_rewards`` its total rewards.
+        plain: the last run's plain sample in the VAE's latent space, where one was asked for.
     """
 
     def __init__(
@@ -136,7 +135,6 @@ class SearchSampler:
         self.with_plain = with_plain or settings.keep_better
         self.result: SearchResult | None = None
         self.plain: Tensor | None = None
-        self.plain_rewards: list[float] | None = None
 
     def sampler(self) -> comfy.samplers.KSAMPLER:
         """The SAMPLER. ComfyUI reads its function's name, so that it has to be a plain function."""
@@ -164,12 +162,11 @@ class SearchSampler:
             base = flow.base_model
             clean = base.model_sampling.inverse_noise_scaling(sigmas[-1], plain)
             self.plain = base.process_latent_out(clean.float())
-            self.plain_rewards = self.result.totals(self.score(flow.decode(clean))).tolist()
         return self.result.latents
 
     def report(self) -> dict:
-        """The last run's report; the plain sample's rewards are under "plain_rewards"."""
-        return self.result.report() | {"plain_rewards": jsonable(self.plain_rewards)}
+        """The last run's report."""
+        return self.result.report()
 
 
 def sample_latents(
@@ -209,6 +206,9 @@ def sample_latents(
     ).sigmas
     search_sampler.settings.check(sigmas.tolist())
 
+    if search_sampler.models:
+        # first of all, so that the diffusion model takes what memory they leave
+        comfy.model_management.load_models_gpu(search_sampler.models)
     beside = model.clone()
     beside.set_additional_models("flow_ttrl", [vae.patcher, *search_sampler.models])
     image = comfy.sample.fix_empty_latent_channels(model, latent["samples"])

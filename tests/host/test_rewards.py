@@ -156,3 +156,5 @@ def test_networks_are_managed_by_the_host(in_host, models):
     assert all(size > 1000 for size in seen["sizes"])
     assert seen["counted"]
     assert seen["same_scores_after_unloading"]
+    assert seen["whole_though_short_of_memory"]
+    assert seen["freed_in_part"] == 0

@@ -139,10 +139,24 @@ def test_raw_without_gaps_is_the_total_on_its_own():
     assert torch.equal(one.rewards, other.rewards)
 
 
-def test_other_images_can_be_compared_with_a_result():
+@EACH_MODE
+@pytest.mark.parametrize("keep_better", [False, True])
+def test_the_plain_samples_rewards_are_comparable(mode, keep_better):
+    """Where the plain sample is kept, both totals are the same one; telling costs nothing."""
     world = GaussianWorld(8, steps=10)
-    flow = Mixed(world, "rank")
-    result = run(flow, preset("balanced"), world.noise(2))
-    plain = result.totals(flow.score(world.decode(sample(world, world.noise(2)))))
-    assert plain.shape == (2,)
-    assert (plain <= result.rewards).all()
+    x, settings = world.noise(4), replace(preset("balanced"), keep_better=keep_better)
+    plain = sample(world, x)
+    misled = Mixed(world, mode)
+    misled.mix = replace(misled.mix, parts=tuple((r, -w) for r, w in misled.mix.parts))
+    for flow in (Mixed(world, mode), misled):
+        told = search(flow, x, settings, KeyedNoise(0), plain=plain)
+        alone = run(flow, replace(settings, keep_better=False), x)
+        assert told.plain_rewards.shape == (4,)
+        if keep_better:
+            assert (told.rewards >= told.plain_rewards).all()
+            kept = torch.tensor(told.kept_plain)
+            assert torch.equal(told.rewards[kept], told.plain_rewards[kept])
+        else:
+            assert told.cost == alone.cost
+            assert torch.equal(told.latents, alone.latents)
+            assert alone.plain_rewards is None

@@ -18,8 +18,8 @@ from flow_ttrl.rewards import load_reward
 from flow_ttrl.rewards.networks import on_device
 
 TOLERANCE = 1e-4
-VARIANTS = ("hps", "clipscore", "pickscore", "aesthetic", "image_similarity")
-"""Rewards that the paper's code preprocesses in another way, or might."""
+VARIANTS = ("hps", "clipscore", "image_similarity")
+"""Rewards that the paper's code preprocesses in another way."""
 
 
 def opened(folder: Path, name: str) -> torch.Tensor:

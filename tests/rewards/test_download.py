@@ -109,6 +109,15 @@ def test_another_file_under_the_name_is_thrown_away(hub, tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_file_of_another_size_is_not_overwritten(hub, named, tmp_path):
+    mine = tmp_path / FILE.path
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    with pytest.raises(ValueError, match="expected the official file .*has 4 bytes .*move it away"):
+        download.download("tiny", tmp_path, hub)
+    assert mine.read_bytes() == b"mine"
+
+
 def test_no_room_is_found_out_first(hub, tmp_path):
     with pytest.raises(OSError, match="expected .*MB of space in .*got .*make room"):
         download.fetch(replace(FILE, size=1 << 60), tmp_path, hub)

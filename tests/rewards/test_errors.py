@@ -10,7 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from flow_ttrl.rewards import CATALOGUE, load_reward
+from flow_ttrl.rewards import CATALOGUE, RewardMix, load_reward
 from flow_ttrl.rewards.networks import on_device
 
 
@@ -110,6 +110,18 @@ def wider(key):
     return lambda file: changed(file, change)
 
 
+def as_integers(key):
+    return lambda file: changed(file, lambda state: state.update({key: state[key].char()}))
+
+
+def set_to(key, value):
+    return lambda file: changed(file, lambda state: state.update({key: torch.tensor(value)}))
+
+
+def first_lines(file):
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:40]))
+
+
 def replaced_by(other):
     return lambda file: shutil.copy(file.parents[1] / other, file)
 
@@ -132,6 +144,10 @@ DAMAGED = [
     ("clipscore", CLIP, extra("lora_down.weight"), "lora_down.weight"),
     ("clipscore", CLIP, wider("visual_projection.weight"), "visual_projection.weight"),
     ("clipscore", CLIP, bad_config, "JSON"),
+    ("clipscore", CLIP, as_integers("visual_projection.weight"), "int8"),
+    ("clipscore", CLIP, set_to("logit_scale", [4.6, 4.6]), "logit_scale"),
+    ("clipscore", CLIP, set_to("logit_scale", 100.0), "logit_scale"),
+    ("clipscore", CLIP, set_to("logit_scale", float("nan")), "logit_scale"),
     ("aesthetic_v2_5", "siglip-so400m-patch14-384/model.safetensors", replaced_by(CLIP), "tensors"),
     ("pickscore", PICK, cut, "whole checkpoint"),
     ("pickscore", PICK, page, "whole checkpoint"),
@@ -149,6 +165,7 @@ DAMAGED = [
     ("imagereward", REWARD, extra("blip.visual_encoder.blocks.2.norm1.weight"), "layers.2"),
     ("imagereward", REWARD, replaced_by(PICK), "embeddings"),
     ("imagereward", "bert-base-uncased/vocab.txt", page, "vocab.txt"),
+    ("imagereward", "bert-base-uncased/vocab.txt", first_lines, "got 40"),
     ("aesthetic", HEAD, without("layers.4.bias"), "layers.4.bias"),
     ("aesthetic", HEAD, wider("layers.0.weight"), "layers.0.weight"),
     ("aesthetic", HEAD, evil, "run code"),
@@ -202,6 +219,27 @@ def test_wrong_options_are_refused(own, name, options, named):
     with pytest.raises((ValueError, FileNotFoundError), match="expected .*got") as caught:
         load(own, name, **options)
     assert named in str(caught.value)
+
+
+def test_weights_that_are_not_numbers_are_found_out_at_the_first_score(own):
+    changed(own / CLIP, lambda state: state["visual_projection.weight"].fill_(float("nan")))
+    with pytest.raises(ValueError, match="expected finite scores from 'clipscore', got nan"):
+        RewardMix(((load(own, "clipscore"), 1.0),)).score(torch.rand(2, 32, 32, 3), ["a cat"])
+
+
+def test_a_file_that_changes_on_disk_does_not_change_a_reward_in_use(own):
+    reward, images = load(own, "clipscore"), torch.rand(2, 32, 32, 3)
+    before = reward.score(images, ["a cat"] * 2)
+    tiny.write_clip((own / CLIP).parent, 77)
+    assert torch.equal(reward.score(images, ["a cat"] * 2), before)
+    new = load(own, "clipscore", path=(own / CLIP).parent)
+    assert not torch.equal(new.score(images, ["a cat"] * 2), before)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    for device in ("foo", "cuda:99"):
+        with pytest.raises(ValueError, match=f"expected a device .*got '{device}'"):
+            on_device(device)
 
 
 def test_a_folder_without_weights_lists_what_it_holds(own):

@@ -77,7 +77,14 @@ def test_half_precision_towers_have_float32_heads(load, images, name):
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("hps", True), ("clipscore", True), ("pickscore", True), ("imagereward", False)],
+    [
+        ("hps", True),
+        ("clipscore", True),
+        ("image_similarity", True),
+        ("pickscore", False),
+        ("aesthetic", False),
+        ("imagereward", False),
+    ],
 )
 def test_the_papers_preprocessing(load, name, changes):
     """A tall zone plate, which shows every difference."""

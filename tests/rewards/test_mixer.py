@@ -99,8 +99,10 @@ def test_what_is_not_finite_counts_as_average_there(mode, bad):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_image_that_nothing_can_judge_has_no_total(mode):
-    got = torch.tensor(totals(mode, ([1.0, NAN], 1), ([INF, NAN], 1)))
-    assert got.isfinite().tolist() == [True, False]
+    mix = RewardMix(((Told("a", []), 1.0), (Told("b", []), 1.0), (Told("c", []), 0.0)), mode)
+    values = {"a": [1.0, NAN], "b": [INF, NAN], "c": [1.0, 1.0]}
+    got = mix.totals({name: torch.tensor(value)[:, None] for name, value in values.items()})
+    assert got[:, 0].isfinite().tolist() == [True, False]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -151,13 +153,58 @@ def test_a_reward_that_never_works_ends_the_run_at_once():
         RewardMix(((Failing("face", [None, None]), 1.0),)).score(numbered(2), [""])
 
 
-def test_out_of_memory_is_not_hidden():
+def test_a_reward_that_is_never_finite_ends_the_run():
+    with pytest.raises(ValueError, match="expected finite scores from 'a', got nan; .*damaged"):
+        RewardMix(((Told("a", [NAN, NAN]), 1.0),)).score(numbered(2), [""])
+
+
+def test_a_run_is_patient_with_the_first_images():
+    """Whether a failing image ends a run does not hang on its being the first."""
+    judge = RewardMix(((Failing("face", [None, None, 0.4]), 1.0),)).judge([""], patience=2)
+    for number in range(3):
+        judge.score(numbered(3)[number : number + 1])
+    assert judge.failures["face"]["images"] == 2
+    judge = RewardMix(((Failing("face", [None] * 3), 1.0),)).judge([""], patience=2)
+    judge.score(numbered(2))
+    with pytest.raises(RuntimeError, match="no face found"):
+        judge.score(numbered(3)[2:])
+
+
+def test_a_reward_that_is_only_measured_never_ends_a_run():
+    parts = ((Told("a", [1.0, 2.0]), 1.0), (Failing("face", [None, None]), 0.0))
+    scores = RewardMix(parts).score(numbered(2), [""])
+    assert scores.total.tolist() == [1, 2]
+    assert scores.values["face"].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("no memory left: out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_is_not_hidden(error):
     class Large(Told):
         def score(self, images, prompts):
-            raise torch.cuda.OutOfMemoryError("no memory left")
+            if len(images) > 1:
+                raise error
+            return torch.zeros(1)
 
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        RewardMix(((Large("large", []), 1.0),)).score(numbered(2), [""])
+    judge = RewardMix(((Large("large", []), 1.0),)).judge([""])
+    judge.score(numbered(1))
+    with pytest.raises(type(error)):
+        judge.score(numbered(2))
+
+
+def test_an_empty_prompt_is_told(caplog):
+    class Reader(Told):
+        needs_prompt = True
+
+    with caplog.at_level(logging.WARNING, logger="flow_ttrl"):
+        RewardMix(((Reader("reader", [1.0]), 1.0),)).judge([" "])
+    assert "reader judges by the prompt, and there is an empty one" in caplog.text
 
 
 def test_a_wrong_number_of_scores_is_refused():

@@ -167,8 +167,10 @@ def write_imagereward(folder: Path, seed: int) -> None:
 def write_vocabulary(path: Path) -> None:
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     rows = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *WORDS]
+    rows = list(dict.fromkeys(rows))
+    rows += [f"[unused{n}]" for n in range(BLIP["text_config"]["vocab_size"] - 2 - len(rows))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(dict.fromkeys(rows)) + "\n", "utf-8")
+    path.write_text("\n".join(rows) + "\n", "utf-8")
 
 
 def head_state(prefix: str, numbers: tuple[int, ...], width: int, seed: int) -> dict[str, Tensor]:

@@ -47,6 +47,16 @@ with torch.inference_mode():
     management.unload_all_models()
     after = mix.score(images, ["a red fox"]).total
 
+    # "meta" plays a card that is short of memory
+    module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64))
+    card, own = torch.device("meta"), torch.device("cpu")
+    patcher = ours.WholePatcher(module, load_device=card, offload_device=own)
+    patcher.partially_load(card, 1)
+    whole = all(parameter.device == card for parameter in module.parameters())
+    honest = patcher.loaded_size() == patcher.model_size()
+    freed = patcher.partially_unload(own, 1)
+    kept = all(parameter.device == card for parameter in module.parameters())
+
 sys.stdout.write(
     json.dumps(
         {
@@ -55,6 +65,8 @@ sys.stdout.write(
             "sizes": sizes,
             "counted": counted,
             "same_scores_after_unloading": bool(torch.equal(before, after)),
+            "whole_though_short_of_memory": whole and kept and honest,
+            "freed_in_part": freed,
         }
     )
 )
