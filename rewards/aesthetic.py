@@ -25,24 +25,25 @@ SIGLIP_SO400M = {
 """google/siglip-so400m-patch14-384."""
 
 
-def linear_head(sizes: tuple[int, ...], dropouts: tuple[bool, ...], prefix: str) -> nn.Module:
-    """Linear layers without activations, numbered as the official files number them.
+def load_head(path: Path, prefix: str, width: int, dropouts: int) -> Head:
+    """The linear layers width-1024-128-64-16-1 of a file, which have no activations between them.
 
     Args:
-        dropouts: after which layers training had a dropout, which takes a number of its own.
         prefix: of the layers' keys.
+        dropouts: how many of the first layers training had a dropout after; each takes a number of
+            its own in the keys.
     """
-    layers = Head()
-    for sides, dropout in zip(zip(sizes, sizes[1:], strict=False), dropouts, strict=True):
-        layers.append(nn.Linear(*sides))
-        if dropout:
-            layers.append(nn.Identity())
-    return nn.ModuleDict({prefix: layers})
+    sizes = (width, 1024, 128, 64, 16, 1)
 
+    def build() -> nn.Module:
+        layers = Head()
+        for number, sides in enumerate(zip(sizes, sizes[1:], strict=False)):
+            layers.append(nn.Linear(*sides))
+            if number < dropouts:
+                layers.append(nn.Identity())
+        return nn.ModuleDict({prefix: layers})
 
-def load_head(path: Path, build, prefix: str) -> nn.Module:
-    head = fill(empty(build), Checkpoint(path).tensors(), path)
-    return head[prefix]
+    return fill(empty(build), Checkpoint(path).tensors(), path)[prefix]
 
 
 class SiglipVision(nn.Module):
@@ -65,7 +66,9 @@ class Aesthetic(Reward):
 
     units = "predicted rating by people, about 1..10"
 
-    def __init__(self, name: str, typical: tuple[float, float], tower: ImageTower, head, place):
+    def __init__(
+        self, name: str, typical: tuple[float, float], tower: ImageTower, head: Head, place: Place
+    ):
         self.name, self.typical, self.tower = name, typical, tower
         self.head = place(head)
         self.networks = (tower.network, self.head)
@@ -81,9 +84,8 @@ def laion(path: Path, tower: ImageTower, place: Place) -> Aesthetic:
     Args:
         path: sac+logos+ava1-l14-linearMSE.pth: keys layers.{0,2,4,6,7}.
     """
-    sizes = (tower.width, 1024, 128, 64, 16, 1)
-    build = partial(linear_head, sizes, (True, True, True, False, False), "layers")
-    return Aesthetic("aesthetic", (4.5, 7.0), tower, load_head(path, build, "layers"), place)
+    head = load_head(path, "layers", tower.width, dropouts=3)
+    return Aesthetic("aesthetic", (4.5, 7.0), tower, head, place)
 
 
 def v2_5(path: Path, tower: ImageTower, place: Place) -> Aesthetic:
@@ -92,9 +94,7 @@ def v2_5(path: Path, tower: ImageTower, place: Place) -> Aesthetic:
     Args:
         path: aesthetic_predictor_v2_5.pth: keys scoring_head.{0,2,4,6,8}.
     """
-    sizes = (tower.width, 1024, 128, 64, 16, 1)
-    build = partial(linear_head, sizes, (True, True, True, True, False), "scoring_head")
-    head = load_head(path, build, "scoring_head")
+    head = load_head(path, "scoring_head", tower.width, dropouts=4)
     return Aesthetic("aesthetic_v2_5", (3.0, 7.0), tower, head, place)
 
 

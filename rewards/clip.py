@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -136,12 +136,10 @@ def load_image_tower(path: Path, architecture: dict, place: Place, preprocess: s
     return ImageTower(network, _pixels(preprocess, size), width)
 
 
-_pixels_made: dict[tuple[str, int], partial] = {}
-
-
+@cache
 def _pixels(preprocess: str, size: int) -> partial:
     """The same object for the same arguments, so that towers know each other's features."""
-    return _pixels_made.setdefault((preprocess, size), partial(PREPROCESS[preprocess], size=size))
+    return partial(PREPROCESS[preprocess], size=size)
 
 
 class ClipReward(Reward):

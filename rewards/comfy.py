@@ -16,6 +16,7 @@ from .checkpoints import PICKLED
 from .networks import Network, lower
 
 _EXTENSIONS = {".safetensors", ".txt", *PICKLED}
+_ALL = 1e32
 
 
 class WholePatcher(comfy.model_patcher.ModelPatcher):
@@ -32,7 +33,6 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
         return 0  # so that the host unloads all of it instead
 
 
-_ALL = 1e32
 # A patcher of the older kind in a load call can make newer hosts unload a model of the newer kind,
 # which loads layers that are not its own whole as it is.
 _core = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
