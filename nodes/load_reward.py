@@ -10,26 +10,19 @@ from ..rewards.checkpoints import stamp
 from ..rewards.comfy import folders, managed
 from .types import ADVANCED, CATEGORY, Reward, schema
 
-_DIVIDER = "--- files missing: ---"
+_HEADING = "--- needs "
 
 
 def _options() -> list[str]:
-    """Names of the catalogue: those that are ready, then those that lack something."""
-    places = folders()
-    ready = [name for name, entry in CATALOGUE.items() if not entry.lacks(places)]
-    others = [name for name in CATALOGUE if name not in ready]
-    return ready + [_DIVIDER] * bool(others) + others
-
-
-def _tooltip() -> str:
-    """What each reward judges, and what those that are not ready lack."""
-    places = folders()
-    lines = []
+    """Names of the catalogue: those that are ready, then the others under what they lack."""
+    places, ready, lacking = folders(), [], {}
     for name, entry in CATALOGUE.items():
-        lines.append(f"{name}: {entry.about}.")
-        lines += [f"  missing: {what}" for what in entry.lacks(places)]
-        lines += [f"  note: {told}" for file in entry.files if (told := file.odd(places))]
-    return "\n".join(lines)
+        if not entry.lacks(places):
+            ready.append(name)
+            continue
+        files = ", ".join(file.path for file in entry.missing(places)) or "an OCR engine"
+        lacking.setdefault(f"{_HEADING}{files} ---", []).append(name)
+    return ready + [option for heading, names in lacking.items() for option in (heading, *names)]
 
 
 class LoadReward(io.ComfyNode):
@@ -47,7 +40,14 @@ class LoadReward(io.ComfyNode):
             ),
             search_aliases=["ttrl", "hps", "imagereward", "pickscore", "aesthetic", "clip score"],
             inputs=[
-                io.Combo.Input("reward", options=_options(), default="hps", tooltip=_tooltip()),
+                io.Combo.Input(
+                    "reward",
+                    options=_options(),
+                    default="hps",
+                    tooltip="Which judge. Those that are ready come first, then the others, each "
+                    "under the files that it needs in models/reward_models. The help page says "
+                    "where they are from.",
+                ),
                 io.String.Input(
                     "path",
                     default="",
@@ -81,8 +81,8 @@ class LoadReward(io.ComfyNode):
     def validate_inputs(cls, reward=None, path=None) -> bool | str:
         if reward is None or path is None:  # wired: not known yet
             return True
-        if reward == _DIVIDER:
-            return "Expected a reward, got the line between those that are ready and the others"
+        if reward.startswith(_HEADING):
+            return f"Expected a reward, got the heading {reward!r}; choose one of those below it"
         places = folders()
         try:
             check_files(reward, places, path)

@@ -91,11 +91,22 @@ def test_the_drop_down_shows_what_is_ready(server, models):
     node = server.get("/object_info/TTRLLoadReward").json()["TTRLLoadReward"]
     kind, options = node["input"]["required"]["reward"]
     names = options["options"] if kind == "COMBO" else kind
-    divider = next(name for name in names if "missing" in name)
-    ready = names[: names.index(divider)]
+    headings = [name for name in names if name.startswith("---")]
+    ready = names[: names.index(headings[0])]
     assert {"clipscore", "aesthetic", "pickscore", "white"} <= set(ready)
-    assert {"hps", "imagereward", "ocr"} <= set(names[names.index(divider) :])
-    assert "HPS_v2.1_compressed.pt" in options["tooltip"]
+    assert headings[0] == "--- needs HPS_v2.1_compressed.pt ---"
+    assert names[names.index(headings[0]) + 1] == "hps"
+    assert "--- needs an OCR engine ---" in headings
+    assert set(names) - set(headings) == {*tiny.LEARNED, *ANALYTIC, "ocr"}
+
+
+def test_a_heading_of_the_drop_down_is_no_reward(server, models):
+    graph = {**images(), "load": loading(models, "hps")}
+    graph["load"]["inputs"]["reward"] = "--- needs HPS_v2.1_compressed.pt ---"
+    graph["scores"] = scorer(["load", 0])
+    answer = server.post("/prompt", {"prompt": graph, "client_id": "x"})
+    assert answer.status_code == 400
+    assert "Expected a reward, got the heading" in answer.text
 
 
 def test_rewards_mix_and_drive_a_search(server, models):
