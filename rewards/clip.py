@@ -12,6 +12,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from .base import Reward, check_images
 from .checkpoints import Checkpoint, empty, fill, stamp
+from .likeness import Likeness
 from .networks import ImageTower, Network, Place, TextFeatures
 from .preprocess import bilinear_pixels, clip_pixels
 from .tokens import CLIP_LENGTH, Tokens, clip_tokenizer
@@ -142,16 +143,13 @@ def _pixels(preprocess: str, size: int) -> partial:
     return partial(PREPROCESS[preprocess], size=size)
 
 
-class ClipReward(Reward):
+class ClipReward(Likeness):
     """The scaled cosine of image and prompt in a CLIP space.
 
     CLIP score (arXiv 2104.08718) on OpenAI's ViT-L/14, PickScore (arXiv 2305.01569) on its own
     fine-tune of ViT-H/14. Both in the scale of Flow-GRPO's code, which the paper's weights are for:
     the model's own logit, exp(logit_scale) times the cosine, over ``divisor``.
     """
-
-    needs_prompt = True
-    token_limit = CLIP_LENGTH
 
     def __init__(
         self,
@@ -177,23 +175,13 @@ class ClipReward(Reward):
                 f"expected 'logit_scale' in {path} to be a number of 0..{_LARGEST_SCALE}, got "
                 f"{scale.flatten().tolist()[:3]}; the file is damaged: get it again"
             )
-        self.scale = float(scale.float().exp()) / divisor
-        self.tower = load_image_tower(path, architecture, place, preprocess)
-        self.tokens = Tokens(name, clip_tokenizer(), CLIP_LENGTH)
-        self.text = TextFeatures(load_part(ClipText, path, architecture, place), self.tokens)
-        self.networks, self.text_networks = (self.tower.network,), (self.text.network,)
-
-    def check(self, prompts: list[str]) -> None:
-        self.tokens.warn(prompts)
-
-    def prepare(self, prompts: list[str]) -> None:
-        self.text(prompts)
-
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
-        text = self.text(prompts)
-        cosine = (self.tower.unit_features(images) * text).sum(-1)
-        return self.scale * cosine.to(images.device)
+        tokens = Tokens(name, clip_tokenizer(), CLIP_LENGTH)
+        super().__init__(
+            load_image_tower(path, architecture, place, preprocess),
+            TextFeatures(load_part(ClipText, path, architecture, place), tokens),
+            tokens,
+            float(scale.float().exp()) / divisor,
+        )
 
 
 def clip_score(path: Path, place: Place, architecture: dict, preprocess: str) -> ClipReward:

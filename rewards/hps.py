@@ -9,8 +9,8 @@ import ftfy
 import open_clip
 from torch import Tensor, nn
 
-from .base import Reward, check_images
 from .checkpoints import Checkpoint, empty, fill
+from .likeness import Likeness
 from .networks import ImageTower, Place, TextFeatures
 from .preprocess import padded_pixels, stretched_pixels
 from .tokens import CLIP_LENGTH, Tokens, clip_tokenizer
@@ -52,7 +52,7 @@ class OpenClipText(nn.Module):
         return self.text.encode_text(ids)
 
 
-class HPS(Reward):
+class HPS(Likeness):
     """HPS v2: the cosine of image and prompt, without logit scale, as the official package gives.
 
     Args:
@@ -62,8 +62,6 @@ class HPS(Reward):
 
     units = "cosine of image and prompt, -1..1"
     typical = (0.2, 0.35)
-    needs_prompt = True
-    token_limit = CLIP_LENGTH
 
     def __init__(
         self,
@@ -80,18 +78,7 @@ class HPS(Reward):
         whole = fill(empty(lambda: open_clip.CLIP(**config)), checkpoint.tensors(), path)
         vision = place(OpenClipVision(whole).eval())
         pixels = partial(PREPROCESS[preprocess], size=config["vision_cfg"]["image_size"])
-        self.tower = ImageTower(vision, pixels, config["embed_dim"])
-        self.tokens = OpenClipTokens(name)
-        self.text = TextFeatures(place(OpenClipText(whole).eval()), self.tokens)
-        self.networks, self.text_networks = (vision,), (self.text.network,)
-
-    def check(self, prompts: list[str]) -> None:
-        self.tokens.warn(prompts)
-
-    def prepare(self, prompts: list[str]) -> None:
-        self.text(prompts)
-
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
-        text = self.text(prompts)
-        return (self.tower.unit_features(images) * text).sum(-1).to(images.device)
+        tower = ImageTower(vision, pixels, config["embed_dim"])
+        tokens = OpenClipTokens(name)
+        text = TextFeatures(place(OpenClipText(whole).eval()), tokens)
+        super().__init__(tower, text, tokens, scale=1.0)

@@ -205,6 +205,9 @@ def server(home, python, tmp_path_factory):
     for folder in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base / folder).mkdir()
     (base / "custom_nodes" / "flow-ttrl").symlink_to(ROOT)
+    (base / "elsewhere").mkdir()
+    mapped = f"own:\n    base_path: {base}\n    reward_models: elsewhere\n"
+    (base / "extra_model_paths.yaml").write_text(mapped)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -212,6 +215,7 @@ def server(home, python, tmp_path_factory):
     command += ["--port", str(port), "--base-directory", str(base), "--disable-api-nodes"]
     command += ["--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb"]
     command += ["--disable-auto-launch", "--cache-classic"]
+    command += ["--extra-model-paths-config", str(base / "extra_model_paths.yaml")]
     log_path = base / "server.log"
     with log_path.open("w") as log:
         process = subprocess.Popen(  # noqa: S603

@@ -14,8 +14,10 @@ ANALYTIC = ("white", "black", "contrast", "jpeg_compressibility", "jpeg_incompre
 
 @pytest.fixture(scope="module")
 def models(server):
-    """Tiny checkpoints in the server's models folder."""
-    return tiny.write_models(server.base / "models" / "reward_models")
+    """Tiny checkpoints in the server's models folder, one in a folder that a YAML file maps."""
+    folder = tiny.write_models(server.base / "models" / "reward_models")
+    (folder / "PickScore_v1").rename(server.base / "elsewhere" / "PickScore_v1")
+    return folder
 
 
 def loading(models, name: str, **inputs) -> dict:
