@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .rewards import CATALOGUE, MODES, RewardMix, Scores, default_folders, load_reward
-from .rewards.catalogue import PREPROCESS, entry
+from .rewards.catalogue import PREPROCESS, check_files, entry
 from .sampling import PRESETS, plan, preset, shifted_sigmas
 from .sampling.report import jsonable
 
@@ -120,6 +120,8 @@ def _score(args) -> tuple[dict, str]:
             f"expected --prompt once, or once for each of {len(args.images)} images, got it "
             f"{len(prompts)} times; leave some out or add some"
         )
+    for name in weights:  # all of them before the first is loaded
+        check_files(name, _folders(args))
     images = [_image(path) for path in args.images]
     reference = None if args.reference is None else _image(args.reference)
     rewards = [
