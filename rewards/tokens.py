@@ -13,7 +13,6 @@ from tokenizers import (
     BertWordPieceTokenizer,
     Regex,
     Tokenizer,
-    decoders,
     models,
     normalizers,
     pre_tokenizers,
@@ -93,7 +92,6 @@ def clip_tokenizer() -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
     special = [(word, vocabulary[word]) for word in (_START, _END)]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{_START} $A {_END}", special_tokens=special
