@@ -36,7 +36,7 @@ class LoadReward(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Loads a judge of images from models/reward_models. Nothing is downloaded here: "
-                "flow-ttrl rewards --download NAME fetches the files."
+                "the command line's rewards --download NAME fetches files; see the help page."
             ),
             search_aliases=["ttrl", "hps", "imagereward", "pickscore", "aesthetic", "clip score"],
             inputs=[

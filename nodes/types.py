@@ -13,7 +13,7 @@ Settings = io.Custom("TTRL_SETTINGS")
 """A ``sampling.SearchSettings``."""
 
 Report = io.Custom("TTRL_REPORT")
-"""``SearchResult.report()``, a JSON object, with the plain sample's rewards under "plain"."""
+"""``SearchResult.report()``, a JSON object, with ``Judge.report()`` under "reward"."""
 
 CATEGORY = "sampling/Flow-TTRL"
 ADVANCED = {"advanced": True}

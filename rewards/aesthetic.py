@@ -23,6 +23,7 @@ SIGLIP_SO400M = {
     "hidden_act": "gelu_pytorch_tanh",
 }
 """google/siglip-so400m-patch14-384."""
+_KNOWN = ("vision_model.", "text_model.", "logit_scale", "logit_bias")
 
 
 def load_head(path: Path, prefix: str, width: int, dropouts: int) -> Head:
@@ -101,6 +102,12 @@ def v2_5(path: Path, tower: ImageTower, place: Place) -> Aesthetic:
 def load_siglip_tower(path: Path, place: Place) -> ImageTower:
     """The image tower of a SigLIP checkpoint, whole or vision alone."""
     checkpoint = Checkpoint(path)
+    strays = sorted(key for key in checkpoint.keys if not key.startswith(_KNOWN))
+    if strays:
+        raise ValueError(
+            f"expected a SigLIP model in Hugging Face's layout in {path}, got {strays[0]!r} in it; "
+            "get the file that is named in `flow-ttrl rewards`"
+        )
     given = checkpoint.config or {}
     config = SiglipVisionConfig(**(given.get("vision_config") or given or SIGLIP_SO400M))
     module = empty(lambda: SiglipVision(config))

@@ -52,7 +52,7 @@ class Reward(ABC):
 class Scores:
     """Rewards of N images: the mixed total, and each reward by name, all [N].
 
-    ``values`` has NaN where a reward could not judge an image.
+    ``values`` is not finite where a reward could not judge an image.
     """
 
     total: Tensor

@@ -125,6 +125,14 @@ def default_folders() -> list[Path]:
     return [cache / "flow_ttrl" / FOLDER]
 
 
+def _program() -> str:
+    """How to run the command line from where this pack is."""
+    pack = Path(__file__).absolute().parents[1]
+    if pack.parent.name == "custom_nodes":
+        return f"(in {pack.parent}) python -m {pack.name}"
+    return "flow-ttrl"
+
+
 def entry(name: str) -> Entry:
     """The catalogue's entry.
 
@@ -162,7 +170,7 @@ def check_files(name: str, folders: Sequence[Path], path: str | Path | None = No
         raise FileNotFoundError(
             f"{name}: expected {'; and '.join(file.lacking(folders) for file in absent)}; got no "
             f"such file in {' or '.join(str(folder) for folder in folders)}. Put it there, or run: "
-            f'flow-ttrl rewards --download {name} --models "{folders[0]}"'
+            f'{_program()} rewards --download {name} --models "{folders[0]}"'
         )
     return own + [file.find(beside) for file in others]
 

@@ -28,7 +28,8 @@ def download(name: str, folder: Path, endpoint: str | None = None) -> list[Path]
         The files that were fetched.
 
     Raises:
-        ValueError: no such reward, or what came is not the file that was to come.
+        ValueError: no such reward, another file in the place of one, or what came is not the file
+            that was to come.
         OSError: no connection, or no space.
     """
     found = entry(name)

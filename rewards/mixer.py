@@ -139,8 +139,8 @@ class Judge:
     """A mix at work on the prompts of one run.
 
     Whatever depends on the prompts alone is done once, here: they are checked, a part that does not
-    fit a model is warned of, and text features are computed. A reward that fails on an image, or
-    gives no finite score, has NaN there and is named in the report.
+    fit a model is warned of, and text features are computed. A reward that fails on an image has
+    NaN there; it, and one that gives a score that is not finite, is named in the report.
 
     Args:
         prompts: one per image, or fewer that are used again and again (image b gets prompt b modulo

@@ -48,10 +48,6 @@ class StepRecord:
     def best(self) -> list[float]:
         return [max(group) for group in self.rewards]
 
-    @property
-    def mean(self) -> list[float]:
-        return [sum(group) / len(group) for group in self.rewards]
-
 
 @dataclass(frozen=True)
 class StepEvent:

@@ -53,7 +53,7 @@ def table(folder: Path) -> tuple[str, bool]:
         wanted = np.array(wanted)
         off = np.abs(np.array(scores(folder, name)) - wanted).max()
         agreed &= bool(off <= TOLERANCE)
-        paper = "the same"
+        paper = "-"
         if name in VARIANTS:
             shift = np.abs(np.array(scores(folder, name, "paper")) - wanted).max()
             paper = f"off by up to {shift:.2g}" if shift > TOLERANCE else "the same"

@@ -28,6 +28,7 @@ def load(folder, name, **options):
 
 
 CLIP = "clip-vit-large-patch14/model.safetensors"
+SIGLIP = "siglip-so400m-patch14-384/model.safetensors"
 PICK = "PickScore_v1/pytorch_model.bin"
 HPS = f"{tiny.PATHS['hps']}/open_clip_pytorch_model.bin"
 REWARD = f"{tiny.PATHS['imagereward']}/pytorch_model.bin"
@@ -148,7 +149,8 @@ DAMAGED = [
     ("clipscore", CLIP, set_to("logit_scale", [4.6, 4.6]), "logit_scale"),
     ("clipscore", CLIP, set_to("logit_scale", 100.0), "logit_scale"),
     ("clipscore", CLIP, set_to("logit_scale", float("nan")), "logit_scale"),
-    ("aesthetic_v2_5", "siglip-so400m-patch14-384/model.safetensors", replaced_by(CLIP), "tensors"),
+    ("aesthetic_v2_5", SIGLIP, replaced_by(CLIP), "text_projection"),
+    ("aesthetic_v2_5", SIGLIP, extra("adapter.weight"), "adapter.weight"),
     ("pickscore", PICK, cut, "whole checkpoint"),
     ("pickscore", PICK, page, "whole checkpoint"),
     ("pickscore", PICK, evil, "run code"),
