@@ -157,11 +157,10 @@ def _scored(
         }
         for index, path in enumerate(paths)
     ]
-    ranking = scores.total.nan_to_num(-torch.inf).argsort(descending=True).tolist()
-    answer = {"images": rows, "ranking": ranking, "reward": judge.report()}
+    answer = {"images": rows, "ranking": scores.ranking, "reward": judge.report()}
     names = ["total", *mix.names]
     lines = ["  ".join(["rank", *(name.rjust(9) for name in names), "image"])]
-    for rank, index in enumerate(ranking, 1):
+    for rank, index in enumerate(scores.ranking, 1):
         cells = (f"{rows[index][name]:9.4f}".rjust(len(name)) for name in names)
         lines.append("  ".join([f"{rank:4d}", *cells, rows[index]["image"]]))
     return jsonable(answer), "\n".join(lines)

@@ -88,8 +88,8 @@ class LoadReward(io.ComfyNode):
             check_files(reward, places, path)
         except (ValueError, FileNotFoundError) as error:
             return str(error)
-        lacks = CATALOGUE[reward].lacks(places) if not CATALOGUE[reward].files else []
-        return f"{reward}: expected {lacks[0]}" if lacks else True
+        needs = CATALOGUE[reward].needs()
+        return f"{reward}: expected {needs[0]}" if needs else True
 
     @classmethod
     def fingerprint_inputs(cls, reward, path, **others) -> str:

@@ -154,16 +154,14 @@ class RewardScorer(io.ComfyNode):
         prompts = _lines(prompt, len(images)) if one_prompt_per_line else [prompt]
         images = images[..., :3]
         scores = reward.score(images, prompts)
-        # an image that nothing could judge comes last
-        ranking = scores.total.nan_to_num(-torch.inf).argsort(descending=True).tolist()
-        table, annotated = _table(scores, ranking), _annotated(images, scores, ranking)
-        best = ranking[0]
+        table, annotated = _table(scores), _annotated(images, scores)
+        best = scores.ranking[0]
         return io.NodeOutput(
             table,
             images[best : best + 1],
             best,
             scores.total.tolist(),
-            ranking,
+            scores.ranking,
             annotated,
             ui={"text": (table,), **ui.PreviewImage(annotated, cls=cls).as_dict()},
         )
@@ -184,20 +182,20 @@ def _lines(text: str, images: int) -> list[str]:
     return lines
 
 
-def _table(scores: Scores, ranking: list[int]) -> str:
+def _table(scores: Scores) -> str:
     """A line per image, best first: its number, the total and every reward by name."""
     columns = {"total": scores.total, **scores.values}
     widths = {name: max(len(name), 7) for name in columns}
     lines = ["  ".join(["rank", "image", *(n.rjust(w) for n, w in widths.items())])]
-    for rank, index in enumerate(ranking, 1):
+    for rank, index in enumerate(scores.ranking, 1):
         values = (f"{columns[n][index].item():.3f}".rjust(w) for n, w in widths.items())
         lines.append("  ".join([f"{rank:4d}", f"{index:5d}", *values]))
     return "\n".join(lines)
 
 
-def _annotated(images: torch.Tensor, scores: Scores, ranking: list[int]) -> torch.Tensor:
+def _annotated(images: torch.Tensor, scores: Scores) -> torch.Tensor:
     """The images [B, H, W, 3] in their order, each with its rank and scores below."""
-    ranks = {index: rank for rank, index in enumerate(ranking, 1)}
+    ranks = {index: rank for rank, index in enumerate(scores.ranking, 1)}
     captions = []
     for index in range(len(images)):
         parts = [f"{name} {value[index].item():.3f}" for name, value in scores.values.items()]

@@ -2,7 +2,8 @@
 
 from .analytic import ANALYTIC
 from .base import Reward, Scores
-from .catalogue import CATALOGUE, default_folders, load_reward
+from .catalogue import CATALOGUE, load_reward
+from .files import default_folders
 from .mixer import MODES, Judge, RewardMix
 
 __all__ = [

@@ -102,12 +102,7 @@ def v2_5(path: Path, tower: ImageTower, place: Place) -> Aesthetic:
 def load_siglip_tower(path: Path, place: Place) -> ImageTower:
     """The image tower of a SigLIP checkpoint, whole or vision alone."""
     checkpoint = Checkpoint(path)
-    strays = sorted(key for key in checkpoint.keys if not key.startswith(_KNOWN))
-    if strays:
-        raise ValueError(
-            f"expected a SigLIP model in Hugging Face's layout in {path}, got {strays[0]!r} in it; "
-            "get the file that is named in `flow-ttrl rewards`"
-        )
+    checkpoint.check_keys(_KNOWN, "SigLIP")
     given = checkpoint.config or {}
     config = SiglipVisionConfig(**(given.get("vision_config") or given or SIGLIP_SO400M))
     module = empty(lambda: SiglipVision(config))

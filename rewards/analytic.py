@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .base import Reward, check_images
+from .base import Reward, check_images, eight_bits
 
 _LUMA = (0.299, 0.587, 0.114)
 JPEG_QUALITY = 95
@@ -36,9 +36,8 @@ def contrast(images: Tensor) -> Tensor:
 
 def jpeg_incompressibility(images: Tensor) -> Tensor:
     """Size [B] as JPEG at quality 95, in units of 500 kB."""
-    arrays = (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
     sizes = []
-    for array in arrays:
+    for array in eight_bits(images):
         packed = io.BytesIO()
         Image.fromarray(array).save(packed, format="JPEG", quality=JPEG_QUALITY)
         sizes.append(packed.tell() / 1000 / KILOBYTES_PER_UNIT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +58,16 @@ class Scores:
 
     total: Tensor
     values: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def ranking(self) -> list[int]:
+        """The images' numbers, best first; one that nothing could judge comes last."""
+        return self.total.nan_to_num(-torch.inf).argsort(descending=True).tolist()
+
+
+def eight_bits(images: Tensor) -> np.ndarray:
+    """``images`` [B, H, W, 3] as displayed: 8-bit arrays on the CPU."""
+    return (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
 def check_images(images: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,57 +10,10 @@ from torch import Tensor
 
 from .analytic import ANALYTIC
 from .base import Reward
+from .files import File, default_folders, program
 from .networks import Place, on_device
 
-FOLDER = "reward_models"
 PREPROCESS = ("official", "paper")
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a reward.
-
-    Attributes:
-        path: where it is looked for in a models folder; ``also`` are other names it may have there.
-        repo, revision, source: the Hugging Face repository that holds ``source``; where ``repo`` is
-            "", ``source`` is an address of its own.
-    """
-
-    path: str
-    source: str
-    size: int
-    sha256: str
-    licence: str
-    repo: str = ""
-    revision: str = "main"
-    also: tuple[str, ...] = ()
-
-    @property
-    def origin(self) -> str:
-        """Where it is from, for people."""
-        return f"{self.repo} on Hugging Face, {self.source}" if self.repo else self.source
-
-    def find(self, folders: Sequence[Path]) -> Path | None:
-        places = (folder / name for folder in folders for name in (self.path, *self.also))
-        return next((place for place in places if place.is_file()), None)
-
-    def odd(self, folders: Sequence[Path]) -> str:
-        """What is to be said of a file under the official name that is not the official one."""
-        found = self.find(folders)
-        if found is None or found.name != Path(self.path).name or self.size == found.stat().st_size:
-            return ""
-        return (
-            f"{found} has {found.stat().st_size:,} bytes where the official file has {self.size:,}"
-        )
-
-    def lacking(self, folders: Sequence[Path]) -> str:
-        """What is missing and where it is to be had."""
-        where = folders[0] / self.path
-        return f"{where} ({megabytes(self.size)}, licence: {self.licence}; from {self.origin})"
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
 
 
 @dataclass(frozen=True)
@@ -89,6 +41,7 @@ class Entry:
         about: what it judges, in what units.
         files: the first is the one that a path of the user's own stands for.
         load: the reward from its files' paths; heavy packages are imported in there.
+        needs: what else is lacking, in words.
     """
 
     name: str
@@ -96,41 +49,14 @@ class Entry:
     load: Callable[[list[Path], Options], Reward]
     files: tuple[File, ...] = ()
     needs_reference: bool = False
+    needs: Callable[[], list[str]] = list
 
     def missing(self, folders: Sequence[Path]) -> list[File]:
         return [file for file in self.files if file.find(folders) is None]
 
     def lacks(self, folders: Sequence[Path]) -> list[str]:
         """What keeps it from loading, in words; nothing where it is ready."""
-        if self.name == "ocr":
-            from .ocr import ENGINES, INSTALL, installed_engines
-
-            engines = f"an OCR engine ({' or '.join(ENGINES)}): {INSTALL}"
-            return [] if installed_engines() else [engines]
-        return [file.lacking(folders) for file in self.missing(folders)]
-
-
-def default_folders() -> list[Path]:
-    """Where rewards are looked for outside of ComfyUI.
-
-    ``FLOW_TTRL_MODELS`` if it is set; ComfyUI's models/reward_models if this pack is one of its
-    custom nodes; or else a folder of the user's cache.
-    """
-    if own := os.environ.get("FLOW_TTRL_MODELS"):
-        return [Path(own).expanduser()]
-    here = Path(__file__).absolute().parents[2]
-    if here.name == "custom_nodes":
-        return [here.parent / "models" / FOLDER]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [cache / "flow_ttrl" / FOLDER]
-
-
-def _program() -> str:
-    """How to run the command line from where this pack is."""
-    pack = Path(__file__).absolute().parents[1]
-    if pack.parent.name == "custom_nodes":
-        return f"(in {pack.parent}) python -m {pack.name}"
-    return "flow-ttrl"
+        return [*(file.lacking(folders) for file in self.missing(folders)), *self.needs()]
 
 
 def entry(name: str) -> Entry:
@@ -170,7 +96,7 @@ def check_files(name: str, folders: Sequence[Path], path: str | Path | None = No
         raise FileNotFoundError(
             f"{name}: expected {'; and '.join(file.lacking(folders) for file in absent)}; got no "
             f"such file in {' or '.join(str(folder) for folder in folders)}. Put it there, or run: "
-            f'{_program()} rewards --download {name} --models "{folders[0]}"'
+            f'{program()} rewards --download {name} --models "{folders[0]}"'
         )
     return own + [file.find(beside) for file in others]
 
@@ -259,6 +185,13 @@ def _aesthetic_v2_5(paths: list[Path], options: Options) -> Reward:
 
     head, siglip = paths
     return v2_5(head, load_siglip_tower(siglip, options.place), options.place)
+
+
+def _ocr_needs() -> list[str]:
+    from .ocr import ENGINES, INSTALL, installed_engines
+
+    engines = f"an OCR engine ({' or '.join(ENGINES)}): {INSTALL}"
+    return [] if installed_engines() else [engines]
 
 
 def _ocr(paths: list[Path], options: Options) -> Reward:
@@ -419,6 +352,7 @@ CATALOGUE: dict[str, Entry] = {
             "ocr",
             "how much of the text that the prompt quotes is spelt right, 0..1",
             _ocr,
+            needs=_ocr_needs,
         ),
         *(
             Entry(name, reward.units, lambda paths, options, reward=reward: reward)

@@ -87,6 +87,15 @@ class Checkpoint:
     def keys(self) -> set[str]:
         return set(self._readers)
 
+    def check_keys(self, prefixes: tuple[str, ...], model: str) -> None:
+        """Raise ValueError for a key that starts with none of the ``prefixes`` of a ``model``."""
+        strays = sorted(key for key in self.keys if not key.startswith(prefixes))
+        if strays:
+            raise ValueError(
+                f"expected a {model} model in Hugging Face's layout in {self.path}, got "
+                f"{strays[0]!r} in it; get the file that is named in `flow-ttrl rewards`"
+            )
+
     def tensors(
         self, prefixes: tuple[str, ...] = ("",), rename: Callable[[str], str | None] = str
     ) -> dict[str, Tensor]:

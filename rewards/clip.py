@@ -113,12 +113,7 @@ def load_part(part: type, path: Path, architecture: dict, place: Place) -> Netwo
     network = _loaded.get(key)
     if network is None:
         checkpoint = Checkpoint(path)
-        strays = sorted(key for key in checkpoint.keys if not key.startswith(_KNOWN))
-        if strays:
-            raise ValueError(
-                f"expected a CLIP model in Hugging Face's layout in {path}, got {strays[0]!r} in "
-                "it; get the file that is named in `flow-ttrl rewards`"
-            )
+        checkpoint.check_keys(_KNOWN, "CLIP")
         config = CLIPConfig(**(checkpoint.config or architecture))
         tensors = checkpoint.tensors(_PARTS[part], _drop_position_ids)
         network = place(fill(empty(lambda: part(config)), tensors, path))

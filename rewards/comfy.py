@@ -11,8 +11,8 @@ import folder_paths
 import torch
 from torch import nn
 
-from .catalogue import FOLDER
 from .checkpoints import PICKLED
+from .files import FOLDER
 from .networks import Network, lower
 
 _EXTENSIONS = {".safetensors", ".txt", *PICKLED}

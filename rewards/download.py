@@ -8,7 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
-from .catalogue import File, entry, megabytes
+from .catalogue import entry
+from .files import File, megabytes
 
 log = logging.getLogger("flow_ttrl")
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Reward, check_images
+from .base import Reward, check_images, eight_bits
 
 QUOTES = re.compile("|".join(f"{a}([^{b}]*){b}" for a, b in ('""', "\u201c\u201d", "«»", "「」")))
 """Straight and curly double quotes, guillemets, corner brackets."""
@@ -187,9 +187,8 @@ class OCR(Reward):
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         check_images(images)
-        arrays = (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
         scores = [
             likeness("".join(self.engine.read(array)), self.target(prompt))
-            for array, prompt in zip(arrays, prompts, strict=True)
+            for array, prompt in zip(eight_bits(images), prompts, strict=True)
         ]
         return torch.tensor(scores, device=images.device)

@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from flow_ttrl.rewards import CATALOGUE, catalogue, download
-from flow_ttrl.rewards.catalogue import Entry, File
+from flow_ttrl.rewards.catalogue import Entry
+from flow_ttrl.rewards.files import File
 
 CONTENT = bytes(range(256)) * (96 << 10)  # 24 MB: the hub's library keeps pieces of 10
 KEPT = 10 << 20
