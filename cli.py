@@ -145,8 +145,8 @@ def _scored(
     """Each image alone, since they may differ in size; then compared with each other."""
     judge = mix.judge(prompts, patience=len(images) - 1)
     with torch.inference_mode():
-        each = [judge.score(image, number) for number, image in enumerate(images)]
-    columns = {name: torch.stack([s.values[name] for s in each]) for name in mix.names}
+        each = [judge.score(image, torch.tensor([n])) for n, image in enumerate(images)]
+    columns = {name: torch.stack([values[name] for values in each]) for name in mix.names}
     scores = Scores(mix.totals(columns)[:, 0], {n: value[:, 0] for n, value in columns.items()})
     rows = [
         {

@@ -57,6 +57,7 @@ class AnalyticReward(Reward):
     units: str
     typical: tuple[float, float]
     function: Callable[[Tensor], Tensor]
+    differentiable: bool = False
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         check_images(images)
@@ -66,9 +67,9 @@ class AnalyticReward(Reward):
 ANALYTIC = {
     reward.name: reward
     for reward in (
-        AnalyticReward("white", "mean brightness, 0..1", (0.2, 0.8), white),
-        AnalyticReward("black", "mean darkness, 0..1", (0.2, 0.8), black),
-        AnalyticReward("contrast", "standard deviation of luma, 0..0.5", (0.1, 0.35), contrast),
+        AnalyticReward("white", "mean brightness, 0..1", (0.2, 0.8), white, True),
+        AnalyticReward("black", "mean darkness, 0..1", (0.2, 0.8), black, True),
+        AnalyticReward("contrast", "standard deviation of luma, 0..0.5", (0.1, 0.35), contrast, True),
         AnalyticReward(
             "jpeg_compressibility", "-size as JPEG / 500 kB", (-1.5, -0.1), jpeg_compressibility
         ),

@@ -20,6 +20,7 @@ class Reward(ABC):
         units: what the number is.
         typical: the range that ordinary images fall in.
         needs_prompt: whether the prompt matters.
+        differentiable: whether autograd may run through ``score`` to the images.
         needs_reference: whether it compares with an image that it was loaded with.
         token_limit: tokens of a prompt that it reads; None where it reads all, or none at all.
         networks: what has to be on the device while images are scored.
@@ -30,6 +31,7 @@ class Reward(ABC):
     units: str
     typical: tuple[float, float]
     needs_prompt: bool = False
+    differentiable: bool = False
     needs_reference: bool = False
     token_limit: int | None = None
     networks: tuple[Network, ...] = ()

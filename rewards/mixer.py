@@ -82,7 +82,9 @@ class RewardMix:
 
     def score(self, images: Tensor, prompts: list[str]) -> Scores:
         """Scores of ``images`` [B, H, W, 3] in 0..1, as by a :class:`Judge` of ``prompts``."""
-        return self.judge(prompts).score(images)
+        values = self.judge(prompts).score(images)
+        columns = {name: value[:, None] for name, value in values.items()}
+        return Scores(self.totals(columns)[:, 0], values)
 
     def totals(self, values: dict[str, Tensor], seen: dict[str, Tensor] | None = None) -> Tensor:
         """Totals [K, B] of images with these values [K, B], comparable within a column.
@@ -164,22 +166,34 @@ class Judge:
         self.failures: dict[str, dict] = {}
         self._worked: set[str] = set()
 
-    def score(self, images: Tensor, first: int = 0) -> Scores:
-        """Scores of ``images`` [N, H, W, 3] in 0..1, the totals compared with each other.
+    def score(self, images: Tensor, item: Tensor | None = None) -> dict[str, Tensor]:
+        """Rewards [N] by name of ``images`` [N, H, W, 3] in 0..1.
 
         Args:
-            first: number of the first image, which says which prompt is its own.
+            item: which of the run's items each image belongs to [N], and so which prompt is its
+                own; by default the images are the items.
         """
         check_images(images)
-        numbers = range(first, first + len(images))
-        asked = [self.prompts[b % len(self.prompts)] for b in numbers]
+        numbers = range(len(images)) if item is None else item.tolist()
+        asked = [self.prompts[number % len(self.prompts)] for number in numbers]
         with sharing():
-            values = {
+            return {
                 reward.name: self._values(reward, weight, images, asked)
                 for reward, weight in self.mix.parts
             }
-        columns = {name: value[:, None] for name, value in values.items()}
-        return Scores(self.mix.totals(columns)[:, 0], values)
+
+    def totals(self, values: dict[str, Tensor], seen: dict[str, Tensor]) -> Tensor:
+        """See :meth:`RewardMix.totals`."""
+        return self.mix.totals(values, seen)
+
+    def check_differentiable(self) -> None:
+        """Raise ValueError unless every reward that drives has a gradient."""
+        without = [r.name for r, weight in self.mix.parts if weight and not r.differentiable]
+        if without:
+            raise ValueError(
+                f"expected rewards that have a gradient, got {', '.join(without)}; leave them out "
+                "or choose another strategy"
+            )
 
     def report(self) -> dict:
         """Weights, mode and what failed, as a JSON object."""

@@ -1,27 +1,32 @@
-"""Flow-TTRL's method in pure torch: see search.py for the loop, settings.py for every parameter."""
+"""Flow-TTRL's method in pure torch: search.py drives, strategies/ says how to look."""
 
 from .budget import Plan, plan
-from .flow import Cost, Flow, RewardBatch
-from .noise import KeyedNoise
-from .report import SearchResult, StepEvent, StepRecord
+from .flow import Cost, Flow, Values
+from .report import PlainSample, SearchResult, StepEvent, StepRecord
+from .run import Run, State
 from .schedules import shifted_sigmas
 from .search import sample, search
-from .settings import PRESETS, SearchSettings, preset
+from .settings import Parameters, SearchSettings
+from .strategies import STRATEGIES, make_settings, settings_from_json
 
 __all__ = [
-    "PRESETS",
+    "STRATEGIES",
     "Cost",
     "Flow",
-    "KeyedNoise",
+    "Parameters",
     "Plan",
-    "RewardBatch",
+    "PlainSample",
+    "Run",
     "SearchResult",
     "SearchSettings",
+    "State",
     "StepEvent",
     "StepRecord",
+    "Values",
+    "make_settings",
     "plan",
-    "preset",
     "sample",
     "search",
+    "settings_from_json",
     "shifted_sigmas",
 ]

@@ -4,61 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .flow import Cost, RewardBatch
-from .noise import KeyedNoise
+from .flow import Cost, Values
+from .run import Run
 from .settings import SearchSettings
+from .strategies import STRATEGIES
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a whole run costs one item.
+    """What a whole search costs one item: an upper bound, exact for strategies that do not adapt.
 
     Attributes:
-        prices: each search step's calls.
-        ahead: calls still to come when each search step begins.
+        ahead: calls still to come, before the first state and after each.
     """
 
     cost: Cost
-    prices: list[int]
-    ahead: list[int]
+    ahead: tuple[int, ...]
 
 
 class _Nothing:
-    """A flow of one-pixel latents, so that the search itself can be run to be counted."""
+    """A flow of latents of a few numbers, so that the search itself can be run to be counted."""
 
     def __init__(self, sigmas: Sequence[float], forwards_per_call: int):
-        self.sigmas = torch.tensor(sigmas)
+        self.sigmas = torch.tensor(sigmas, dtype=torch.float64)
         self.forwards_per_call = forwards_per_call
 
-    def velocity(self, x: Tensor, sigma: float) -> Tensor:
+    def start(self, noise: Tensor, item: Tensor) -> Tensor:
+        return noise
+
+    def velocity(self, x: Tensor, sigma: float, item: Tensor) -> Tensor:
         return 0.5 * x
+
+    def decode(self, x0: Tensor, item: Tensor) -> Tensor:
+        return x0[..., None]
+
+    def score(self, images: Tensor, item: Tensor) -> Values:
+        return {"none": 0 * images.mean((1, 2, 3))}
+
+    def totals(self, values: Values, seen: Values) -> Tensor:
+        return values["none"]
 
     def gradients(self) -> AbstractContextManager:
         return torch.enable_grad()
 
-    def decode(self, x0: Tensor) -> Tensor:
-        return x0[:, :1, :, None]
-
-    def score(self, images: Tensor) -> RewardBatch:
-        return RewardBatch(images.mean((1, 2, 3)))
+    def image_gradients(self) -> AbstractContextManager:
+        return torch.enable_grad()
 
 
 def plan(settings: SearchSettings, sigmas: Sequence[float], forwards_per_call: int = 1) -> Plan:
     """Cost per item of a search over ``sigmas`` [T + 1] that nothing stops early.
 
-    Stops (max_calls and the like) are left out; a step whose rewards tie costs less than planned.
-    """
-    from .search import search
+    Rewards that never rise make an adaptive strategy spend all that it may. The plain sample that
+    ``keep_better`` or a baseline asks for comes on top.
 
-    free = replace(settings, max_calls=0, max_seconds=0, target_reward=None, micro_batch=0)
-    flow = _Nothing(sigmas, forwards_per_call)
-    with torch.inference_mode(False):
-        result = search(flow, torch.ones(1, 4, 1), free, KeyedNoise(0))
-    prices = [record.price for record in result.records]
-    ahead = [result.cost.calls - record.calls + record.price for record in result.records]
-    return Plan(result.cost, prices, ahead)
+    Raises:
+        ValueError: levels that no flow's schedule has.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        noise = torch.arange(4.0).view(1, 2, 2)
+        run = Run(_Nothing(sigmas, forwards_per_call), noise, seed=0, settings=settings)
+        state, spent = run.first_state(), [0]
+        for state in STRATEGIES[settings.strategy].states(run, state.x, settings.parameters):
+            spent.append(run.cost.calls)
+        run.finish(state)
+    total = run.cost.calls
+    return Plan(run.cost, tuple(total - calls for calls in spent))

@@ -1,8 +1,9 @@
-"""Keyed noise: every draw is fixed by (seed, item, step, candidate) and by nothing else."""
+"""Keyed noise: every draw is fixed by (seed, the item's own key, step, candidate) alone."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,29 +12,48 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class KeyedNoise:
-    """Standard normal draws that depend on their key alone.
+    """Random draws that depend on their key alone.
 
-    Neither the batch size, nor micro-batches, nor what was drawn before changes a draw; they are
-    made on the CPU, so that they are the same on every device.
+    Neither the batch size, nor micro-batches, nor which items of a batch were selected, nor what
+    was drawn before changes a draw; they are made on the CPU, so that they are the same on every
+    device.
 
     Attributes:
-        first_item: number of the batch's first item, where the batch is part of a larger one.
+        keys: a name for each item of the batch; see :func:`item_keys`.
     """
 
     seed: int
-    first_item: int = 0
+    keys: tuple[str, ...]
 
-    def draw(self, item: int, step: int, candidate: int, shape: torch.Size) -> Tensor:
-        """float32 noise of ``shape`` for one candidate of one batch item at one step."""
-        key = f"{self.seed} {self.first_item + item} {step} {candidate}".encode()
-        digest = hashlib.blake2b(key, digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        return torch.randn(shape, generator=generator)
-
-    def group(self, step: int, candidates: int, like: Tensor) -> Tensor:
-        """Noise [candidates, *like.shape] for every item of the batch ``like`` [B, ...]."""
+    def normal(self, step: int | str, candidates: Sequence[int], like: Tensor) -> Tensor:
+        """float32 standard normal draws [candidates, *like.shape] for a batch ``like`` [B, ...]."""
         draws = [
-            torch.stack([self.draw(b, step, g, like.shape[1:]) for b in range(len(like))])
-            for g in range(candidates)
+            torch.stack(
+                [
+                    torch.randn(like.shape[1:], generator=self._generator(key, step, candidate))
+                    for key in self.keys
+                ]
+            )
+            for candidate in candidates
         ]
         return torch.stack(draws).to(like.device)
+
+    def uniform(self, step: int | str) -> Tensor:
+        """One number in 0..1 for every item [B], on the CPU."""
+        return torch.cat([torch.rand(1, generator=self._generator(k, step, -1)) for k in self.keys])
+
+    def _generator(self, key: str, step: int | str, candidate: int) -> torch.Generator:
+        name = f"{self.seed} {key} {step} {candidate}".encode()
+        digest = hashlib.blake2b(name, digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def item_keys(noise: Tensor) -> tuple[str, ...]:
+    """A key for each item of starting noise [B, ...]: its hash; its row where it is all zero."""
+
+    def key(row: int, item: Tensor) -> str:
+        if not item.any():
+            return f"row {row}"
+        return hashlib.blake2b(item.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+
+    return tuple(key(row, item) for row, item in enumerate(noise.float().cpu()))

@@ -1,70 +1,108 @@
-"""What a search tells: one record per search step, and the result."""
+"""What a search tells: one record per step that judged images, and the result."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
 
+import torch
 from torch import Tensor
 
-from .flow import Cost
+from .flow import Cost, Values
+from .run import Run, State
 from .settings import SearchSettings
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One search step, in plain numbers; lists over items are as long as the batch.
+    """One step's look-aheads, in plain numbers; lists over items are as long as the batch.
 
     Attributes:
-        eta: noise level of the stochastic step; lower than ``eta_asked`` where it was capped.
-        rewards: look-ahead rewards, a list of the candidates' for each item.
+        index, sigma: the level that the step came to.
+        rewards: totals of the look-aheads, a list of the candidates' for each item.
         values: the same for each reward by name.
-        look_ahead: Euler steps that a look-ahead took, where the schedule had as many left.
-        kept: the steered latent's own look-ahead; None where it was not asked for.
-        not_finite: totals that were NaN or infinite and counted as the group's mean.
+        not_finite: totals that were NaN or infinite, which are never chosen.
         missing: images that a reward could not judge, by its name; they count as average there.
         flat: rewards that were the same for every candidate and told the search nothing.
         price: calls of this step in the whole batch, a backward counted as two.
         calls: the same for the whole run so far.
+        detail: what the strategy tells.
     """
 
     index: int
     sigma: float
-    eta: float
-    eta_asked: float
-    objective: str
-    look_ahead: int
     rewards: list[list[float]]
     values: dict[str, list[list[float]]]
-    kept: list[float] | None
     not_finite: int
     missing: dict[str, int]
     flat: list[str]
     price: int
     calls: int
     seconds: float
+    detail: dict
 
     @property
     def best(self) -> list[float]:
         return [max(group) for group in self.rewards]
 
 
+def step_record(run: Run, state: State, *, calls_before: int, seconds: float) -> StepRecord | None:
+    """The record of the step that led to ``state``; None where it judged nothing."""
+    judged, run.judged = run.judged, []
+    if not judged:
+        return None
+    values = {name: torch.cat([part[name] for part in judged]) for name in judged[0]}
+    totals = run.totals(values)
+    finite = {name: value.isfinite() for name, value in values.items()}
+    return StepRecord(
+        index=state.index,
+        sigma=run.sigmas[state.index],
+        rewards=totals.T.tolist(),
+        values={name: value.T.tolist() for name, value in values.items()},
+        not_finite=int((~totals.isfinite()).sum()),
+        missing={name: int((~f).sum()) for name, f in finite.items() if not f.all()},
+        flat=[name for name, value in values.items() if bool((value == value[:1]).all())],
+        price=run.cost.calls - calls_before,
+        calls=run.cost.calls,
+        seconds=round(seconds, 4),
+        detail=state.detail,
+    )
+
+
 @dataclass(frozen=True)
 class StepEvent:
-    """What ``on_step`` is told after every sampling step, searching or not.
+    """What ``on_step`` is told after every step, searching or not.
 
     Attributes:
-        sigma: the level the step started from.
-        latent, denoised: the latent [B, ...] there and the clean estimate seen from it.
-        record: the search step's record, None for an ordinary step.
+        index: the level that was reached, of ``steps``.
+        latent: the latent there [B, ...]; of a population the first candidate's.
+        denoised: its clean estimate [B, ...], or the best look-ahead's so far.
+        calls, planned: calls an item has cost and will at most, the plain sample included.
+        record: the step's look-aheads; None where it made none.
     """
 
     index: int
     steps: int
-    sigma: float
     latent: Tensor
     denoised: Tensor
-    record: StepRecord | None
+    calls: float
+    planned: int
+    record: StepRecord | None = None
+
+
+@dataclass(frozen=True)
+class PlainSample:
+    """What plain sampling gives from the same start.
+
+    Attributes:
+        latents: clean latents [B, ...].
+        values: their rewards by name [1, B].
+        cost: what it took beside the search; nothing where the strategy made it anyway.
+    """
+
+    latents: Tensor
+    values: Values
+    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True)
@@ -74,37 +112,44 @@ class SearchResult:
     Attributes:
         latents: clean latents [B, ...].
         rewards: the decoded results' total reward [B]; ``values`` the same by name.
-        stopped: why the search ended before its window: ``max_calls``, ``max_seconds``,
-            ``target_reward``, ``finish_now`` or None.
+        planned: calls that the search might have spent on an item.
+        cost: what it did spend on the whole batch, without the plain sample's.
+        stopped: why the search ended before its time: ``max_seconds``, ``target_reward``,
+            ``finish_now`` or None.
+        plain: the plain sample, if one was made; ``plain_rewards`` its totals [B].
         kept_plain: items whose plain sample was kept (``keep_better``), else None.
-        plain_rewards: the plain sample's total reward [B], if one was made or given.
     """
 
     latents: Tensor
     rewards: Tensor
-    values: dict[str, Tensor]
+    values: Values
     settings: SearchSettings
     seed: int
     steps: int
+    planned: int
     records: tuple[StepRecord, ...] = ()
     cost: Cost = field(default_factory=Cost)
     stopped: str | None = None
-    kept_plain: list[bool] | None = None
+    plain: PlainSample | None = None
     plain_rewards: Tensor | None = None
+    kept_plain: list[bool] | None = None
     seconds: float = 0.0
 
     def report(self) -> dict:
         """Everything but the latents, as a JSON object."""
+        plain = self.plain
         report = {
-            "settings": asdict(self.settings),
+            "settings": self.settings.to_json(),
             "seed": self.seed,
             "steps": self.steps,
             "stopped": self.stopped,
-            "kept_plain": self.kept_plain,
             "rewards": self.rewards.tolist(),
-            "plain_rewards": None if self.plain_rewards is None else self.plain_rewards.tolist(),
             "values": {name: value.tolist() for name, value in self.values.items()},
+            "plain_rewards": None if plain is None else self.plain_rewards.tolist(),
+            "plain_calls": 0 if plain is None else plain.cost.calls,
+            "kept_plain": self.kept_plain,
             "cost": self.cost.report(len(self.rewards) * self.steps),
+            "planned_calls": self.planned * len(self.rewards),
             "seconds": round(self.seconds, 3),
             "search_steps": [asdict(record) for record in self.records],
         }

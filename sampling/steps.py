@@ -8,29 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
-from .bands import band_sizes, octaves
+from .bands import Bands
 
 LEAST_MEAN_COEFFICIENT = 0.5
 """The SDE mean keeps at least this much of x; below 0 the update's sign turns round."""
 
 
-class Step(Protocol):
-    """A Gaussian step to the next level."""
-
-    std: float
-
-    def mean(self, x: Tensor, v: Tensor) -> Tensor:
-        """Mean [B, ...] of the step from ``x`` [B, ...] with velocity ``v``."""
-        ...
-
-
 @dataclass(frozen=True)
 class LinearStep:
-    """mean = ``on_x`` x + ``on_v`` v."""
+    """A Gaussian step with mean = ``on_x`` x + ``on_v`` v."""
 
     on_x: float
     on_v: float
@@ -40,36 +29,7 @@ class LinearStep:
         return self.on_x * x + self.on_v * v
 
 
-@dataclass(frozen=True)
-class MatchedStep:
-    """A step as energetic as Euler's, octave by octave: mean = (1 - s') x0 + k e.
-
-    Like Flow-CPS (arXiv 2509.05952) it keeps the data estimate x0 and makes room for fresh noise in
-    the noise estimate e. How much of e may stay, k, is solved for in each octave, so that mean and
-    noise have the energy of the Euler step (1 - s') x0 + s' e there. CPS assumes that estimates are
-    as energetic as what they estimate, and loses where they are not.
-    """
-
-    s: float
-    s_next: float
-    std: float
-
-    def mean(self, x: Tensor, v: Tensor) -> Tensor:
-        x0, e = (1 - self.s_next) * (x - self.s * v), x + (1 - self.s) * v
-        parts = zip(octaves(x0), octaves(e), band_sizes(x), strict=True)
-        return sum(part + self._kept(part, noise, n) * noise for part, noise, n in parts)
-
-    def _kept(self, x0: Tensor, e: Tensor, size: int) -> Tensor:
-        """k with |x0 + k e|^2 + std^2 size = |x0 + s' e|^2, or as near to that as k >= 0 comes."""
-        dims = tuple(range(1, x0.ndim))
-        overlap = (x0 * e).sum(dims, keepdim=True)
-        energy = e.square().sum(dims, keepdim=True).clamp(min=1e-12)
-        rest = self.s_next**2 * energy + 2 * self.s_next * overlap - self.std**2 * size
-        root = (overlap.square() + energy * rest).clamp(min=0).sqrt()
-        return ((root - overlap) / energy).clamp(min=0)
-
-
-def log_prob(step: Step, sample: Tensor, mean: Tensor, dims: tuple[int, ...]) -> Tensor:
+def log_prob(step: LinearStep, sample: Tensor, mean: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Log-density of ``sample`` under N(mean, step.std^2), averaged over ``dims``."""
     z = (sample - mean) / step.std
     return (-0.5 * z.square()).mean(dims) - math.log(step.std) - 0.5 * math.log(2 * math.pi)
@@ -100,17 +60,12 @@ def sde_step(s: float, s_next: float, eta: float, first: float) -> LinearStep:
     )
 
 
-def cps_std(s_next: float, eta: float) -> float:
-    return s_next * math.sin(eta * math.pi / 2)
-
-
-def cps_step(s: float, s_next: float, eta: float) -> LinearStep:
-    """The coefficient-preserving step of Flow-CPS (arXiv 2509.05952); eta in 0..1, s_next > 0.
+def cps_step(s: float, s_next: float, std: float) -> LinearStep:
+    """The coefficient-preserving step of Flow-CPS (arXiv 2509.05952); ``std`` in 0..s_next.
 
     mean = (1 - s') x0 + sqrt(s'^2 - std^2) e with x0 = x - s v and e = x + (1 - s) v.
     """
-    std = cps_std(s_next, eta)
-    kept = math.sqrt(s_next * s_next - std * std)
+    kept = math.sqrt(max(s_next * s_next - std * std, 0))
     return LinearStep(
         on_x=1 - s_next + kept,
         on_v=-(1 - s_next) * s + kept * (1 - s),
@@ -118,18 +73,33 @@ def cps_step(s: float, s_next: float, eta: float) -> LinearStep:
     )
 
 
-def midpoint_step(s: float, s_next: float, eta: float) -> LinearStep:
-    """The mean of the SDE's and the CPS step of equal std; eta in 0..1 as for CPS, s_next > 0.
+def ancestral_std(s: float, s_next: float) -> float:
+    """The noise of a full ancestral step (DDPM's posterior) between two levels.
 
-    What makes room for fresh noise is taken off at level s by the one and at s_next by the other,
-    so that one gains the variance that the other loses: their mean keeps it to a higher order.
+    With the variance-preserving path of the same signal-to-noise ratios, to which RBF (arXiv
+    2503.19385) converts the flow, DDIM's std at eta 1 is s' sqrt((1 - alpha^2 / alpha'^2) /
+    sigma^2) back on the flow's own path; all of the noise is fresh at s = 1.
     """
-    cps = cps_step(s, s_next, eta)
-    h, room = s - s_next, cps.std**2 / (2 * s)
-    sde = LinearStep(on_x=1 - room, on_v=-(h + room * (1 - s)), std=cps.std)
-    return LinearStep((sde.on_x + cps.on_x) / 2, (sde.on_v + cps.on_v) / 2, cps.std)
+    if s >= 1:
+        return s_next
+    signal, signal_next = ((1 - level) ** 2 / ((1 - level) ** 2 + level**2) for level in (s, s_next))
+    return s_next * math.sqrt((1 - signal / signal_next) / (1 - signal))
 
 
-def matched_step(s: float, s_next: float, eta: float) -> MatchedStep:
-    """The energy-matched step with the noise of the CPS step; eta in 0..1, s_next > 0."""
-    return MatchedStep(s, s_next, cps_std(s_next, eta))
+def matched_mean(x: Tensor, v: Tensor, s: float, s_next: float, std: float) -> Tensor:
+    """Mean [N, ...] of a step with noise ``std`` that is as energetic as Euler's, by octave.
+
+    Like Flow-CPS (arXiv 2509.05952) it keeps the data estimate x0 and makes room for fresh noise in
+    the noise estimate e: mean = (1 - s') x0 + k e. How much of e may stay, k, is solved for in each
+    octave, so that mean and noise have the energy of the Euler step (1 - s') x0 + s' e there. CPS
+    assumes that estimates are as energetic as what they estimate, and loses where they are not.
+    """
+    bands = Bands.of(x)
+    data, noise = bands.spectrum((1 - s_next) * (x - s * v)), bands.spectrum(x + (1 - s) * v)
+    overlap = bands.dot(data, noise)
+    energy = bands.dot(noise, noise).clamp(min=1e-12)
+    # |data + k e|^2 + std^2 size = |data + s' e|^2, or as near to that as k >= 0 comes
+    rest = s_next**2 * energy + 2 * s_next * overlap - std**2 * bands.sizes
+    root = (overlap.square() + energy * rest).clamp(min=0).sqrt()
+    kept = ((root - overlap) / energy).clamp(min=0)
+    return bands.latent(data + bands.scaled(noise, kept))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 
 import torch
@@ -9,7 +10,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DMod
 from torch import Tensor
 
 from ..rewards import RewardMix
-from ..sampling import KeyedNoise, RewardBatch, shifted_sigmas
+from ..sampling import shifted_sigmas
 from ..sampling.hosts.diffusers import DiffusersFlow, Prompt
 from .bundle import SHIFT, load
 from .draw import IMAGE_SIZE
@@ -89,13 +90,7 @@ def world_flow(arch: str, prompts: list[str], reward: RewardMix, steps: int) -> 
     Raises:
         ValueError: a prompt outside the world's language.
     """
-    judge = reward.judge(prompts)
     transformer, vae = load_models(arch)
-
-    def score(images: Tensor) -> RewardBatch:
-        scores = judge.score(images)
-        return RewardBatch(scores.total, scores.values, reward.totals)
-
     return DiffusersFlow(
         transformer,
         vae,
@@ -103,15 +98,18 @@ def world_flow(arch: str, prompts: list[str], reward: RewardMix, steps: int) -> 
         Prompt(*encode_prompts([""])),
         guidance=GUIDANCE[arch],
         sigmas=shifted_sigmas(steps, SHIFT),
-        score=score,
+        judge=reward.judge(prompts),
     )
 
 
-def start_noise(noise: KeyedNoise, items: int = 1, variant: int = 0) -> Tensor:
-    """Starting latents [items, 16, 12, 12], keyed apart from every draw of a search.
+def start_noise(seed: int, items: int = 1, first: int = 0) -> Tensor:
+    """Starting noise [items, 16, 12, 12]; that of item ``first`` + k is the same in any batch."""
+    shape = (LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
 
-    Args:
-        variant: which of many starts, for a best-of-N; 0 is the one that everything else takes.
-    """
-    shape = torch.Size((LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE))
-    return torch.stack([noise.draw(item, -1, variant, shape) for item in range(items)])
+    def draw(item: int) -> Tensor:
+        # apart from a plain generator's, so that an item's noise is not another seed's
+        digest = hashlib.blake2b(f"{seed} {item}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        return torch.randn(shape, generator=generator)
+
+    return torch.stack([draw(first + item) for item in range(items)])

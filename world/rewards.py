@@ -21,7 +21,7 @@ class _WorldReward(Reward):
 
 
 class VerifierReward(_WorldReward):
-    """The verifier's graded score. Not differentiable."""
+    """The verifier's graded score."""
 
     name = "verifier"
     units = "how nearly the prompt holds, 0..1"
@@ -33,8 +33,9 @@ class VerifierReward(_WorldReward):
 
 
 class ScorerReward(_WorldReward):
-    """The learned scorer's cosine. Differentiable."""
+    """The learned scorer's cosine."""
 
+    differentiable = True
     name = "scorer"
     units = "cosine of image and caption, -1..1"
     typical = (0.0, 0.9)

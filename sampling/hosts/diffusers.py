@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from ..flow import RewardBatch
+from ..flow import Judge, Values
 
 PIXELS_AT_ONCE = 2**17
 """Images are decoded in groups of about this many pixels, one by one where one has more: larger
@@ -68,9 +68,9 @@ class Prompt:
     embeds: Tensor
     pooled: Tensor
 
-    def rows(self, n: int) -> tuple[Tensor, Tensor]:
-        """Features and pooled vectors of ``n`` rows; row r belongs to item r modulo B."""
-        index = torch.arange(n, device=self.embeds.device) % len(self.embeds)
+    def of(self, item: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and pooled vectors of rows that belong to ``item`` [N]; a single one is all's."""
+        index = item if len(self.embeds) > 1 else torch.zeros_like(item)
         return self.embeds[index], self.pooled[index]
 
 
@@ -84,7 +84,7 @@ class DiffusersFlow:
         negative: for SD3's classifier-free guidance; None samples without.
         guidance: SD3's CFG scale, FLUX's distilled guidance scale.
         sigmas: noise levels [T + 1].
-        score: images [N, H, W, 3] to rewards; row n belongs to item n modulo B.
+        judge: what images are scored by.
     """
 
     def __init__(
@@ -96,25 +96,28 @@ class DiffusersFlow:
         *,
         guidance: float,
         sigmas: Tensor,
-        score: Callable[[Tensor], RewardBatch],
+        judge: Judge,
     ):
         self.transformer, self.vae = transformer, vae
         self.prompt, self.negative, self.guidance = prompt, negative, guidance
-        self.sigmas, self.score = sigmas, score
+        self.sigmas, self.judge = sigmas, judge
         self.flux = isinstance(transformer, FluxTransformer2DModel)
         self.guided = negative is not None and not self.flux and guidance != 1
         self.forwards_per_call = 2 if self.guided else 1
 
-    def velocity(self, x: Tensor, sigma: float) -> Tensor:
+    def start(self, noise: Tensor, item: Tensor) -> Tensor:
+        return noise
+
+    def velocity(self, x: Tensor, sigma: float, item: Tensor) -> Tensor:
         x = x.to(self.transformer.dtype)
         level = torch.full((len(x),), sigma, device=x.device)
         with torch.set_grad_enabled(x.requires_grad):
-            embeds, pooled = self.prompt.rows(len(x))
+            embeds, pooled = self.prompt.of(item)
             if self.flux:
                 return flux_velocity(self.transformer, x, level, embeds, pooled, self.guidance)
             if not self.guided:
                 return sd3_velocity(self.transformer, x, level, embeds, pooled)
-            features, summary = self.negative.rows(len(x))
+            features, summary = self.negative.of(item)
             both = sd3_velocity(
                 self.transformer,
                 torch.cat([x, x]),
@@ -125,14 +128,25 @@ class DiffusersFlow:
             positive, negative = both.float().chunk(2)
             return negative + self.guidance * (positive - negative)
 
-    def gradients(self):
-        return torch.enable_grad()
-
-    def decode(self, x0: Tensor) -> Tensor:
+    def decode(self, x0: Tensor, item: Tensor) -> Tensor:
         config = self.vae.config
         raw = x0 / config.scaling_factor + (config.shift_factor or 0)
         pixels = 64 * raw[0, 0].numel()
-        with torch.no_grad():
-            parts = raw.to(self.vae.dtype).split(max(1, PIXELS_AT_ONCE // pixels))
+        parts = raw.to(self.vae.dtype).split(max(1, PIXELS_AT_ONCE // pixels))
+        with torch.set_grad_enabled(x0.requires_grad):
             images = torch.cat([self.vae.decode(part).sample for part in parts])
-        return images.float().movedim(1, -1) / 2 + 0.5
+        images = images.float().movedim(1, -1) / 2 + 0.5
+        return images if images.requires_grad else images.clamp(0, 1)
+
+    def score(self, images: Tensor, item: Tensor) -> Values:
+        return self.judge.score(images, item)
+
+    def totals(self, values: Values, seen: Values) -> Tensor:
+        return self.judge.totals(values, seen)
+
+    def gradients(self) -> AbstractContextManager:
+        return torch.enable_grad()
+
+    def image_gradients(self) -> AbstractContextManager:
+        self.judge.check_differentiable()
+        return torch.enable_grad()

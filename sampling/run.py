@@ -1,0 +1,348 @@
+"""What a strategy may touch: counted model calls, levels, look-aheads, totals and keyed noise.
+
+Within a run latents are populations [P, B, ...]: P candidates of each of B batch items. Levels are
+known by their number in the schedule, its equal neighbours taken as one (a step of length 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .flow import Cost, Flow, Values
+from .noise import KeyedNoise, item_keys
+from .settings import SearchSettings
+
+Pull = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a strategy stands after a step.
+
+    Attributes:
+        x: its population [P, B, ...] at level ``index``; any P.
+        v: the velocity there [P, B, ...], where it is known.
+        values: rewards [P, B] of ``x``, where it is clean and was judged.
+        denoised: the clean estimate [P, B, ...] of an ordinary step, for a preview.
+        detail: what the strategy tells of the step, in plain numbers, for the report.
+    """
+
+    x: Tensor
+    index: int
+    v: Tensor | None = None
+    values: Values | None = None
+    denoised: Tensor | None = None
+    detail: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What look-aheads came to: clean latents [P, B, ...] and their rewards [P, B]."""
+
+    clean: Tensor
+    values: Values
+
+
+@dataclass
+class Best:
+    """The best look-ahead so far of each item.
+
+    Attributes:
+        x, index: the latent [B, ...] that was looked ahead from, and its level [B].
+        clean: the clean estimate that was judged [B, ...].
+        values: its rewards [1, B].
+    """
+
+    x: Tensor
+    index: Tensor
+    clean: Tensor
+    values: Values
+
+
+class Run:
+    """One search of a batch of B items.
+
+    Args:
+        noise: the host's own starting noise [B, ...].
+
+    Attributes:
+        calls: model calls that each item may spend, a backward counted as two.
+        sigmas: distinct noise levels [T + 1]; levels: the same, with a clean end in any case.
+        tail: calls that judging a finished latent takes: 1 where the schedule ends above 0.
+        best: the best look-ahead so far, None before the first.
+        judged: rewards [P, B] of the look-aheads since the last step, in order.
+        plain: the plain sample, where the strategy has made it.
+    """
+
+    def __init__(self, flow: Flow, noise: Tensor, *, seed: int, settings: SearchSettings):
+        self.flow, self.noise = flow, noise.float()
+        self.items = len(noise)
+        self.sigmas = distinct_levels(flow.sigmas.tolist())
+        self.steps = len(self.sigmas) - 1
+        self.tail = int(self.sigmas[-1] > 0)
+        self.levels = self.sigmas + [0.0] * self.tail
+        self.calls = settings.calls(self.steps, self.tail)
+        self.cost = Cost()
+        self.best: Best | None = None
+        self.judged: list[Values] = []
+        self.plain: State | None = None
+        self._rows = self.items * settings.micro_batch
+        self._seen: Values = {}
+        self._random = KeyedNoise(seed, item_keys(self.noise))
+
+    # Noise and starts
+
+    def draw(self, step: int | str, count: int, first: int = 0) -> Tensor:
+        """White noise [count, B, ...], fixed by seed, item, ``step`` and candidate number."""
+        return self._random.normal(step, range(first, first + count), self.noise)
+
+    def uniform(self, step: int | str) -> Tensor:
+        """One number in 0..1 for every item [B]."""
+        return self._random.uniform(step).to(self.noise.device)
+
+    def fresh_noise(self, count: int) -> Tensor:
+        """Starting noise [count, B, ...]: the host's own first, then others."""
+        return torch.cat([self.noise[None], self.draw("start", count - 1, first=1)])
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Latents at the first level from starting noise [P, B, ...]."""
+        return self._each(self.flow.start, noise).float()
+
+    def first_state(self) -> State:
+        """The host's own start, before any step."""
+        return State(self.start(self.noise[None]), 0)
+
+    # Model calls
+
+    def velocity(self, x: Tensor, sigma: float, active: Tensor | None = None) -> Tensor:
+        """float32 velocity of ``x`` [P, B, ...]; zeros, uncounted, at the clean end.
+
+        Args:
+            active: items [B] whose rows are computed; the others get zeros.
+        """
+        if sigma <= 0:
+            return torch.zeros_like(x)
+
+        def call(rows: Tensor, item: Tensor) -> Tensor:
+            v = self.flow.velocity(rows, sigma, item).float()
+            self._count_calls(len(rows))
+            return v
+
+        return self._each(call, x, active)
+
+    def euler(self, x: Tensor, v: Tensor, index: int) -> Tensor:
+        """``x`` at level ``index`` taken to the next along ``v``."""
+        return x + v * (self.sigmas[index + 1] - self.sigmas[index])
+
+    def onward(self, x: Tensor, index: int, v: Tensor | None = None) -> Iterator[State]:
+        """Ordinary sampling of ``x`` [P, B, ...] from level ``index`` to the last."""
+        for level in range(index, self.steps):
+            sigma = self.sigmas[level]
+            v = self.velocity(x, sigma) if v is None else v
+            denoised = x - sigma * v
+            x, v = self.euler(x, v, level), None
+            yield State(x, level + 1, denoised=denoised)
+
+    def resume(self, x: Tensor, index: Tensor) -> Tensor:
+        """Latents [B, ...], each item at its own level [B], sampled to the last level."""
+        for level in range(int(index.min()), self.steps):
+            moving = index <= level
+            v = self.velocity(x[None], self.sigmas[level], moving)[0]
+            x = torch.where(per_item(moving, x), self.euler(x, v, level), x)
+        return x
+
+    def look_ahead(
+        self,
+        x: Tensor,
+        index: int,
+        steps: int,
+        v: Tensor | None = None,
+        active: Tensor | None = None,
+    ) -> Look:
+        """The images that ``x`` [P, B, ...] at level ``index`` comes to, judged.
+
+        Seen by Euler steps over as many levels of the schedule, evenly spaced in it: one step is
+        the posterior mean, blurred while noise is high; a few draw nearly the final image. Each
+        takes a model call, the first none where ``v`` is known.
+        """
+        origin, start = x, index
+        last = len(self.levels) - 1
+        if index < last:
+            v = self.velocity(x, self.levels[index], active) if v is None else v
+        for stop in spaced(index, last, steps):
+            x = x + v * (self.levels[stop] - self.levels[index])
+            index = stop
+            if stop < last:
+                v = self.velocity(x, self.levels[stop], active)
+        values = self.judge(x, active)
+        self._offer(values, origin, start, x)
+        return Look(x, values)
+
+    def finish(self, state: State) -> tuple[Tensor, Values]:
+        """Of the last state's population each item's best [B, ...], and its rewards [1, B]."""
+        values = state.values
+        if values is None:
+            values = self.look_ahead(state.x, self.steps, 1).values
+        pick = self.totals(values).argmax(0, keepdim=True)
+        return take(state.x, pick)[0], {name: take(v, pick) for name, v in values.items()}
+
+    # Rewards
+
+    def compare(self, values: Values) -> None:
+        """Take rewards [P, B] that were found elsewhere into what totals are relative to."""
+        for name, value in values.items():
+            self._seen[name] = torch.cat([self._seen.get(name, value[:0]), value])
+
+    def judge(self, clean: Tensor, active: Tensor | None = None) -> Values:
+        """Rewards [P, B] of clean latents; NaN where an image is not finite or not ``active``."""
+
+        def call(rows: Tensor, item: Tensor) -> Tensor:
+            images = self.flow.decode(rows, item)
+            self.cost.decodes += len(rows)
+            broken = ~images.flatten(1).isfinite().all(1)
+            values = self.flow.score(images, item)
+            self.cost.rewards += len(rows)
+            names.extend(name for name in values if name not in names)
+            columns = [values[name].float().masked_fill(broken, torch.nan) for name in names]
+            return torch.stack(columns, 1).to(clean.device)
+
+        names: list[str] = []
+        table = self._each(call, clean, active, empty=torch.nan)
+        values = {name: table[..., column] for column, name in enumerate(names)}
+        self._saw(values)
+        return values
+
+    def totals(self, values: Values) -> Tensor:
+        """What drives [P, B]: higher is better, as things stand now; -inf where nothing judged."""
+        total = self.flow.totals(values, self._seen)
+        return total.where(total.isfinite(), -torch.inf)
+
+    # Gradients
+
+    @contextmanager
+    def linearised(self, x: Tensor, sigma: float) -> Iterator[tuple[Tensor, Pull]]:
+        """v [B, ...] at ``x`` [B, ...] and a function c -> (dv/dx)^T c, to be called once, inside.
+
+        Whatever else is computed inside builds no graph.
+        """
+        with self.flow.gradients():
+            with torch.enable_grad():
+                leaf = x.clone().requires_grad_()
+                v = self.flow.velocity(leaf, sigma, self._item(1)).float()
+            self._count_calls(len(x))
+
+            def pull(c: Tensor) -> Tensor:
+                self.cost.backwards += len(x)
+                return torch.autograd.grad(v, leaf, c.clone())[0].detach()
+
+            yield v.detach(), pull
+
+    def reward_gradient(self, x: Tensor, index: int) -> Tensor:
+        """d total / d ``x`` [B, ...] through model, decoder and reward of a one-step look-ahead."""
+        sigma, item = self.sigmas[index], self._item(1)
+        with self.flow.image_gradients(), torch.enable_grad():
+            leaf = x.clone().requires_grad_()
+            v = self.flow.velocity(leaf, sigma, item).float()
+            self._count_calls(len(x))
+            images = self.flow.decode(leaf - sigma * v, item)
+            self.cost.decodes += len(x)
+            scored = self.flow.score(images, item)
+            self.cost.rewards += len(x)
+            columns = {name: value.float()[None] for name, value in scored.items()}
+            total = self.flow.totals(columns, columns)
+            (gradient,) = torch.autograd.grad(total.nan_to_num().sum(), leaf)
+        self.cost.backwards += len(x)
+        self._saw({name: value.detach() for name, value in columns.items()})
+        return gradient.detach().nan_to_num()
+
+    # Inside
+
+    def _saw(self, values: Values) -> None:
+        self.judged.append(values)
+        self.compare(values)
+
+    def _count_calls(self, rows: int) -> None:
+        self.cost.model_calls += rows
+        self.cost.forwards += rows * self.flow.forwards_per_call
+
+    def _item(self, population: int) -> Tensor:
+        return torch.arange(self.items, device=self.noise.device).repeat(population)
+
+    def _each(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        x: Tensor,
+        active: Tensor | None = None,
+        empty: float = 0.0,
+    ) -> Tensor:
+        """``function`` of rows and items, in micro-batches, over a population [P, B, ...]."""
+        rows, item = x.flatten(0, 1), self._item(len(x))
+        chosen = None if active is None or bool(active.all()) else active.repeat(len(x))
+        if chosen is not None:
+            rows, item = rows[chosen], item[chosen]
+        size = self._rows or len(rows)
+        parts = zip(rows.split(size), item.split(size), strict=True)
+        out = torch.cat([function(*part) for part in parts])
+        if chosen is not None:
+            whole = out.new_full((len(chosen), *out.shape[1:]), empty)
+            whole[chosen] = out
+            out = whole
+        return out.unflatten(0, (len(x), self.items))
+
+    def _offer(self, values: Values, x: Tensor, index: int, clean: Tensor) -> None:
+        """Keep the best of a population's look-aheads where it beats the best so far."""
+        pick = self.totals(values).argmax(0, keepdim=True)
+        level = torch.full((self.items,), index, device=x.device)
+        new = Best(
+            take(x, pick)[0],
+            level,
+            take(clean, pick)[0],
+            {name: take(value, pick) for name, value in values.items()},
+        )
+        old = self.best
+        if old is None:
+            self.best = new
+            return
+        better = (self.totals(new.values) > self.totals(old.values))[0]
+        self.best = Best(
+            torch.where(per_item(better, new.x), new.x, old.x),
+            torch.where(better, new.index, old.index),
+            torch.where(per_item(better, new.clean), new.clean, old.clean),
+            {n: torch.where(better, value, old.values[n]) for n, value in new.values.items()},
+        )
+
+
+def distinct_levels(sigmas: Sequence[float]) -> list[float]:
+    """``sigmas`` [T + 1] without equal neighbours; rounding may leave the first one just above 1.
+
+    Raises:
+        ValueError: levels that no flow's schedule has.
+    """
+    falling = all(a >= b for a, b in zip(sigmas, sigmas[1:], strict=False))
+    if len(sigmas) < 2 or not falling or not 0 <= sigmas[-1] <= sigmas[0] <= 1 + 1e-5:
+        raise ValueError(
+            f"expected noise levels falling within 1..0, got {[round(s, 4) for s in sigmas]}; "
+            "wire a flow-matching model's own schedule"
+        )
+    return list(dict.fromkeys(float(sigma) for sigma in sigmas))
+
+
+def spaced(index: int, last: int, steps: int) -> list[int]:
+    """Where a look-ahead of ``steps`` Euler steps from level ``index`` stops, ``last`` included."""
+    count = min(steps, last - index)
+    return [index + round(k * (last - index) / count) for k in range(1, count + 1)]
+
+
+def take(x: Tensor, pick: Tensor) -> Tensor:
+    """The candidates ``pick`` [K, B] of a population ``x`` [P, B, ...]: [K, B, ...]."""
+    return x[pick, torch.arange(x.shape[1], device=x.device)]
+
+
+def per_item(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` [..., B] shaped to broadcast over ``like`` [B, ...]."""
+    return values.reshape(*values.shape, *(1,) * (like.ndim - 1))

@@ -1,0 +1,91 @@
+"""How to look for better images: one strategy a file, chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+
+from torch import Tensor
+
+from ..run import Run, State
+from ..settings import COMMON, Parameters, SearchSettings, known_fields
+from .best_of_n import BestOfN, best_of_n
+from .drafts import Drafts, drafts
+from .evolution import Evolution, evolution
+from .flow_ttrl import FlowTTRL, flow_ttrl
+from .glass import Glass, glass
+from .particles import Particles, particles
+from .paths import Paths, paths
+from .rbf import RBF, rbf
+from .reward_gradient import RewardGradient, reward_gradient
+from .steered import Steered, steered
+from .zero_order import ZeroOrder, zero_order
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A strategy by name.
+
+    Attributes:
+        states: of (run, start [1, B, ...], parameters), yields a state after every step, the last
+            one at the end of the schedule.
+        parameters: the class of its parameters.
+        needs_image_gradients: whether it differentiates the reward.
+    """
+
+    states: Callable[[Run, Tensor, Parameters], Iterator[State]]
+    parameters: type[Parameters]
+    needs_image_gradients: bool = False
+
+
+STRATEGIES: dict[str, Strategy] = {
+    strategy.parameters.strategy: strategy
+    for strategy in (
+        Strategy(steered, Steered),
+        Strategy(flow_ttrl, FlowTTRL),
+        Strategy(best_of_n, BestOfN),
+        Strategy(drafts, Drafts),
+        Strategy(zero_order, ZeroOrder),
+        Strategy(paths, Paths),
+        Strategy(particles, Particles),
+        Strategy(rbf, RBF),
+        Strategy(evolution, Evolution),
+        Strategy(reward_gradient, RewardGradient, needs_image_gradients=True),
+        Strategy(glass, Glass),
+    )
+}
+"""Every strategy, ours first."""
+
+
+def make_settings(strategy: str = "steered", **changes) -> SearchSettings:
+    """Settings of ``strategy``; ``changes`` are settings all share or the strategy's parameters.
+
+    Raises:
+        ValueError: an unknown strategy or name, or a value out of range.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"expected a strategy out of {', '.join(STRATEGIES)}; got {strategy!r}")
+    kind = STRATEGIES[strategy].parameters
+    own = [field.name for field in fields(kind)]
+    known_fields(changes, [*COMMON, *own], strategy)
+    parameters = kind(**{name: changes.pop(name) for name in own if name in changes})
+    return SearchSettings(parameters, **changes)
+
+
+def settings_from_json(given: Mapping) -> SearchSettings:
+    """Settings out of what :meth:`SearchSettings.to_json` gave, or as much of it as is there.
+
+    Raises:
+        ValueError: an unknown name or version, or a value out of range.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"expected settings as a JSON object, got {type(given).__name__}")
+    known_fields(given, ["strategy", "version", "parameters", *COMMON], "a search")
+    settings = make_settings(given.get("strategy", "steered"), **given.get("parameters", {}))
+    version, ours = given.get("version"), settings.parameters.version
+    if version not in (None, ours):
+        raise ValueError(
+            f"expected version {ours} of strategy {settings.strategy!r}, got {version}; leave the "
+            "version out to take this one"
+        )
+    return replace(settings, **{name: given[name] for name in COMMON if name in given})

@@ -1,0 +1,81 @@
+"""Evolution of starts and latents (EvoSearch, He et al., arXiv 2505.17618)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..run import Run, State, take
+from ..settings import Parameters, whole, within
+from ..steps import cps_step
+from .common import cat_values, largest, pick_values, share_of, top
+
+
+@dataclass(frozen=True)
+class Evolution(Parameters):
+    """
+    Attributes:
+        elites: individuals that live on unchanged.
+        generations: how often the population is renewed.
+        window: share of the schedule over which the generations' levels are spread; 0 evolves
+            the starts alone.
+        mutation: share of a child's noise that is fresh, as an angle's sine.
+        draft_share: steps that an individual is judged by, as a share of those left.
+    """
+
+    strategy = "evolution"
+
+    elites: int = 2
+    generations: int = 3
+    window: float = 0.3
+    mutation: float = 0.5
+    draft_share: float = 0.3
+
+    def check(self) -> None:
+        whole("elites", self.elites, 1, 64)
+        whole("generations", self.generations, 0, 64)
+        within("mutation", self.mutation, 0, 1)
+        for name in ("window", "draft_share"):
+            within(name, getattr(self, name), 0, 1)
+
+
+def evolution(run: Run, start: Tensor, settings: Evolution) -> Iterator[State]:
+    steps, elites, count = run.steps, settings.elites, settings.generations
+    levels = [round(settings.window * steps * n / max(count - 1, 1)) for n in range(count)]
+    levels = [min(level, steps - 1) for level in levels]
+    looks = [share_of(settings.draft_share, steps - level) for level in (0, *levels)]
+
+    def price(children: int, generations: int) -> int:
+        last = levels[generations - 1] if generations else 0
+        renewed = sum(elites + children * looks[n + 1] for n in range(generations))
+        carried = elites * last + steps - last + run.tail
+        return (elites + children) * looks[0] + renewed + carried
+
+    generations = next((n for n in range(count, 0, -1) if price(elites, n) <= run.calls), 0)
+    children = largest(lambda n: price(n, generations) <= run.calls)
+    if not children:
+        yield from run.onward(start, 0)
+        return
+    x = run.start(run.fresh_noise(elites + children))
+    values = run.look_ahead(x, 0, looks[0]).values
+    index = 0
+    for number in range(generations):
+        pick = top(run, values, elites)
+        x, values = take(x, pick), pick_values(values, pick)
+        while index < levels[number]:
+            state = next(run.onward(x, index))
+            x, index = state.x, state.index
+            yield state
+        s = run.sigmas[index]
+        v = run.velocity(x, s)
+        step = cps_step(s, s, settings.mutation * s)
+        parents = step.mean(x, v).repeat(math.ceil(children / elites), *[1] * (x.ndim - 1))
+        born = parents[:children] + step.std * run.draw(f"generation {number}", children)
+        look = run.look_ahead(born, index, looks[number + 1])
+        x, values = torch.cat([x, born]), cat_values(values, look.values)
+        yield State(x, index)
+    yield from run.onward(take(x, top(run, values, 1)), index)

@@ -1,0 +1,91 @@
+"""Search over paths (Ma et al., arXiv 2501.09732): noised back, sampled down again, the best kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..run import Run, State, take
+from ..settings import Parameters, whole, within
+from .common import largest, share_of, top
+
+
+@dataclass(frozen=True)
+class Paths(Parameters):
+    """
+    Attributes:
+        width: paths kept.
+        rounds: how often paths branch, evenly over the first ``window`` of the schedule.
+        back_share: how far a branch is noised back, as a share of the schedule's steps.
+        look_share: steps of the look-ahead that a branch is judged by, as a share of those left.
+    """
+
+    strategy = "paths"
+
+    width: int = 2
+    rounds: int = 3
+    window: float = 0.6
+    back_share: float = 0.1
+    look_share: float = 0.3
+
+    def check(self) -> None:
+        whole("width", self.width, 1, 64)
+        whole("rounds", self.rounds, 0, 64)
+        for name in ("window", "back_share", "look_share"):
+            within(name, getattr(self, name), 0, 1)
+
+
+def paths(run: Run, start: Tensor, settings: Paths) -> Iterator[State]:
+    steps, back = run.steps, share_of(settings.back_share, run.steps)
+    branchings = sorted(
+        {
+            max(back, round(settings.window * steps * n / settings.rounds))
+            for n in range(1, settings.rounds + 1)
+        }
+    )
+    branchings = [index for index in branchings if index < steps]
+    looks = {i: share_of(settings.look_share, steps - i) for i in (0, *branchings)}
+
+    def price(branches: int, rounds: int) -> int:
+        """Calls with that many branches of a path, at the first ``rounds`` branchings."""
+        levels = branchings[:rounds]
+        last = levels[-1] if levels else 0
+        first = settings.width * branches * looks[0] + settings.width * last
+        each = sum(settings.width * branches * (back + looks[level]) for level in levels)
+        return first + each + steps - last + run.tail
+
+    rounds = next((n for n in range(len(branchings), 0, -1) if price(2, n) <= run.calls), 0)
+    branches = largest(lambda n: price(n, rounds) <= run.calls)
+    if branches < 1:
+        yield from run.onward(start, 0)
+        return
+    x = run.start(run.fresh_noise(settings.width * branches))
+    look = run.look_ahead(x, 0, looks[0])
+    kept = settings.width if rounds else 1
+    state = State(take(x, top(run, look.values, kept)), 0)
+    yield state
+    for level in branchings[:rounds]:
+        while state.index < level:
+            state = next(run.onward(state.x, state.index))
+            yield state
+        state = _branch(run, state, level, back, branches, looks[level])
+        if level == branchings[rounds - 1]:
+            state = State(state.x[:1], level)
+        yield state
+    yield from run.onward(state.x, state.index)
+
+
+def _branch(run: Run, state: State, level: int, back: int, branches: int, look: int) -> State:
+    """Every path noised back and sampled down to ``level`` by several branches, the best kept."""
+    s, above = run.sigmas[level], run.sigmas[level - back]
+    kept = (1 - above) / (1 - s)
+    std = max(above**2 - (kept * s) ** 2, 0) ** 0.5
+    parents = state.x.repeat_interleave(branches, 0)
+    x = kept * parents + std * run.draw(level, len(parents))
+    for index in range(level - back, level):
+        x = run.euler(x, run.velocity(x, run.sigmas[index]), index)
+    values = run.look_ahead(x, level, look).values
+    return State(take(x, top(run, values, len(state.x))), level)

@@ -1,0 +1,54 @@
+"""The gradient of a differentiable reward, through decoder and model, late in the schedule.
+
+The data-side ascent of PG-MAP (UG-FM) and ReNO's normalised step, on the latent itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..run import Run, State
+from ..settings import Parameters, within
+from ..updates import norm, unit
+
+
+@dataclass(frozen=True)
+class RewardGradient(Parameters):
+    """
+    Attributes:
+        begin: share of the steps before the first ascent.
+        ascent: how far an ascent moves the latent, as a share of its norm.
+    """
+
+    strategy = "reward_gradient"
+
+    begin: float = 0.67
+    ascent: float = 0.01
+
+    def check(self) -> None:
+        within("begin", self.begin, 0, 1)
+        within("ascent", self.ascent, 0, 1)
+
+
+CALLS_PER_ASCENT = 3
+"""A call with gradient, and its backward for two."""
+
+
+def reward_gradient(run: Run, start: Tensor, settings: RewardGradient) -> Iterator[State]:
+    first = min(math.ceil(settings.begin * run.steps), run.steps - 1)
+    ascents = (run.calls - run.steps - run.tail) // CALLS_PER_ASCENT
+    levels, x = run.steps - first, start
+    for index in range(run.steps):
+        number = index - first
+        share = ascents * (number + 1) // levels - ascents * number // levels
+        for _ in range(share if number >= 0 else 0):
+            gradient = run.reward_gradient(x[0], index)
+            x = x + settings.ascent * norm(x[0]) * unit(gradient)
+        v = run.velocity(x, run.sigmas[index])
+        denoised = x - run.sigmas[index] * v
+        x = run.euler(x, v, index)
+        yield State(x, index + 1, denoised=denoised)

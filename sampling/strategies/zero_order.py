@@ -1,0 +1,57 @@
+"""Zero-order search over the start (Ma et al., arXiv 2501.09732): a walk among its neighbours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..run import Run, State, take
+from ..settings import Parameters, whole, within
+from .common import cat_values, pick_values, share_of, top
+
+
+@dataclass(frozen=True)
+class ZeroOrder(Parameters):
+    """
+    Attributes:
+        neighbours: starts tried around the best one, a round.
+        radius: radians by which a neighbour is turned away.
+        draft_share: steps of the draft that a start is judged by, as a share of the schedule's.
+    """
+
+    strategy = "zero_order"
+
+    neighbours: int = 4
+    radius: float = 0.6
+    draft_share: float = 0.3
+
+    def check(self) -> None:
+        whole("neighbours", self.neighbours, 1, 256)
+        within("radius", self.radius, 0, math.pi / 2)
+        within("draft_share", self.draft_share, 0, 1)
+
+
+def zero_order(run: Run, start: Tensor, settings: ZeroOrder) -> Iterator[State]:
+    steps = share_of(settings.draft_share, run.steps)
+    left = (run.calls - run.steps - run.tail) // steps
+    if left < 2:
+        yield from run.onward(start, 0)
+        return
+    pivot = run.noise[None]
+    values = run.look_ahead(start, 0, steps).values
+    left -= 1
+    for round in range(math.ceil(left / settings.neighbours)):
+        count = min(settings.neighbours, left)
+        fresh = run.draw(f"neighbours {round}", count)
+        near = math.cos(settings.radius) * pivot + math.sin(settings.radius) * fresh
+        look = run.look_ahead(run.start(near), 0, steps)
+        values = cat_values(values, look.values)
+        pick = top(run, values, 1)
+        pivot, values = take(torch.cat([pivot, near]), pick), pick_values(values, pick)
+        left -= count
+        yield State(run.start(pivot), 0)
+    yield from run.onward(run.start(pivot), 0)
