@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,14 @@ from torch import Tensor
 
 from .rewards import CATALOGUE, MODES, RewardMix, Scores, default_folders, load_reward
 from .rewards.catalogue import PREPROCESS, check_files, entry
-from .sampling import PRESETS, plan, preset, shifted_sigmas
+from .sampling import (
+    STRATEGIES,
+    SearchSettings,
+    make_settings,
+    plan,
+    settings_from_json,
+    shifted_sigmas,
+)
 from .sampling.report import jsonable
 
 
@@ -41,7 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="the embedded tiny world, before and after the search")
     demo.set_defaults(run=_demo)
     demo.add_argument("--prompt", help="a sentence of the world; default: a held-out one")
-    demo.add_argument("--evaluate", type=_positive, metavar="N", help="rates over N prompts")
     demo.add_argument("--half", choices=("test", "dev"), default="test", help="held-out half")
     demo.add_argument("--arch", choices=("sd3", "flux"), default="sd3", help="default: sd3")
     demo.add_argument("--reward", choices=("verifier", "scorer"), default="verifier")
@@ -89,8 +96,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="one JSON object, nothing else")
 
     for command in (demo, estimate):
-        names = sorted({name for name, _ in PRESETS})
-        command.add_argument("--preset", choices=names, default="balanced")
+        command.add_argument("--strategy", choices=tuple(STRATEGIES), help="default: steered")
+        command.add_argument(
+            "--budget",
+            type=float,
+            metavar="B",
+            help="what the search may cost, in times a plain sample; default: 6",
+        )
+        command.add_argument(
+            "--settings", type=Path, metavar="FILE", help="JSON of settings, or a report with them"
+        )
         command.add_argument("--steps", type=_positive, default=20, help="default: 20")
         command.add_argument("--json", action="store_true", help="one JSON object, nothing else")
     return parser
@@ -103,10 +118,32 @@ def _positive(text: str) -> int:
     return value
 
 
+def _settings(args) -> SearchSettings:
+    """From --settings FILE, then --strategy and --budget where they are given."""
+    given = {}
+    if args.settings:
+        try:
+            given = json.loads(args.settings.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"expected JSON in {args.settings}, got {error}") from None
+        given = given.get("settings", given) if isinstance(given, dict) else given
+    settings = settings_from_json(given)
+    if args.strategy and args.strategy != settings.strategy:
+        parameters = make_settings(args.strategy).parameters
+        settings = replace(settings, parameters=parameters)
+    return settings if args.budget is None else replace(settings, budget=args.budget)
+
+
 def _estimate(args) -> tuple[dict, str]:
-    sigmas = shifted_sigmas(args.steps).tolist()
-    cost = plan(preset(args.preset), sigmas, forwards_per_call=2 if args.arch == "sd3" else 1).cost
-    answer = {"preset": args.preset, "steps": args.steps, **cost.report(args.steps)}
+    settings, sigmas = _settings(args), shifted_sigmas(args.steps).tolist()
+    cost = plan(settings, sigmas, forwards_per_call=2 if args.arch == "sd3" else 1).cost
+    answer = {
+        "strategy": settings.strategy,
+        "budget": settings.budget,
+        "steps": args.steps,
+        "calls": cost.calls,
+        **cost.report(args.steps),
+    }
     return answer, "\n".join(f"{name:12s} {value}" for name, value in answer.items())
 
 
@@ -246,40 +283,19 @@ def _rewards(args) -> tuple[dict, str]:
 
 
 def _demo(args) -> tuple[dict, str]:
-    from .world import evaluate as world
+    from .world.demo import demo
     from .world.prompts import held_out
 
-    settings = preset(args.preset)
-    common = {
-        "arch": args.arch,
-        "reward": args.reward,
-        "settings": settings,
-        "steps": args.steps,
-        "seed": args.seed,
-    }
-    if args.evaluate:
-        answer = world.evaluate(args.evaluate, half=args.half, **common)
-        return answer, _rates(answer)
-    prompt = args.prompt or random.Random(args.seed).choice(held_out(args.half, 100))
-    answer = world.demo(prompt, out=args.out, **common)
+    answer = demo(
+        args.prompt or random.Random(args.seed).choice(held_out(args.half, 100)),
+        arch=args.arch,
+        reward=args.reward,
+        settings=_settings(args),
+        steps=args.steps,
+        seed=args.seed,
+        out=args.out,
+    )
     return answer, _before_and_after(answer)
-
-
-def _rates(answer: dict) -> str:
-    """The table of an evaluation."""
-    families = list(answer["plain"]["families"])
-    columns = ["accuracy", "verifier", "scorer", *families]
-    lines = [
-        f"{answer['prompts']} held-out prompts ({answer['half']} half), {answer['arch']}, "
-        f"driven by the {answer['driver']}, {answer['cost']['times_plain']:g}x the calls of plain",
-        " " * 12 + "".join(column.rjust(10) for column in columns),
-    ]
-    labels = {"plain": "plain", "best_of_n": f"best of {answer['best_of']}", "search": "search"}
-    for method, label in labels.items():
-        rates = {**answer[method], **answer[method]["families"]}
-        cells = ("-" if rates[c] is None else f"{rates[c]:.3f}" for c in columns)
-        lines.append(label.ljust(12) + "".join(cell.rjust(10) for cell in cells))
-    return "\n".join(lines)
 
 
 def _before_and_after(answer: dict) -> str:

@@ -44,7 +44,7 @@ def reward_curve(report: dict, item: int = 0, size: tuple[int, int] = (720, 440)
     """The look-ahead rewards of one item's search, step by step, as an RGB image.
 
     Args:
-        report: ``SearchResult.report()``, with or without "plain_rewards".
+        report: ``SearchResult.report()``.
         item: which image of the batch.
         size: (width, height) in pixels.
     """
@@ -55,14 +55,15 @@ def reward_curve(report: dict, item: int = 0, size: tuple[int, int] = (720, 440)
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    records = report["search_steps"]
-    at = [record["index"] + 1 for record in records]
-    groups = [record["rewards"][item] for record in records]
-    for x, group in zip(at, groups, strict=True):
-        axes.scatter([x] * len(group), group, s=12, color=_MUTED, alpha=0.5, linewidths=0)
+    groups = _by_level(report, item)
+    for level, rewards in groups.items():
+        axes.scatter([level] * len(rewards), rewards, s=12, color=_MUTED, alpha=0.5, linewidths=0)
     if groups:
-        axes.plot(at, [np.mean(g) for g in groups], color=_MUTED, lw=1.5, label="candidates' mean")
-        axes.plot(at, [max(g) for g in groups], color=_SEARCH, lw=2, label="best candidate")
+        levels = list(groups)
+        means = [np.mean(rewards) for rewards in groups.values()]
+        best = [max(rewards) for rewards in groups.values()]
+        axes.plot(levels, means, color=_MUTED, lw=1.5, label="candidates' mean")
+        axes.plot(levels, best, color=_SEARCH, lw=2, label="best candidate")
     final = report["rewards"][item]
     if final is not None:  # no reward could judge it
         axes.scatter([report["steps"]], [final], s=60, color=_SEARCH, zorder=3)
@@ -75,16 +76,16 @@ def reward_curve(report: dict, item: int = 0, size: tuple[int, int] = (720, 440)
             color=_SEARCH,
             weight="bold",
         )
-    plain = report.get("plain_rewards")
+    plain = report["plain_rewards"]
     if plain and plain[item] is not None:
         axes.axhline(plain[item], color=_PLAIN, lw=1.5, ls="--", label=f"plain {plain[item]:.3f}")
-    axes.set_xlim(0.5, report["steps"] + 0.5)
+    axes.set_xlim(-0.5, report["steps"] + 0.5)
     axes.margins(y=0.12)
     axes.set_xlabel("sampling step", color=_INK)
     axes.set_ylabel("reward", color=_INK)
-    preset = report["settings"]["preset"]
+    strategy, price = report["settings"]["strategy"], report["cost"]["times_plain"]
     axes.set_title(
-        f"Flow-TTRL · {preset} · {report['cost']['times_plain']:g}x a plain sample's calls",
+        f"Flow-TTRL · {strategy} · {price:g}x a plain sample's calls",
         loc="left",
         fontsize=11,
         color=_INK,
@@ -92,11 +93,24 @@ def reward_curve(report: dict, item: int = 0, size: tuple[int, int] = (720, 440)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e9ee", lw=0.8)
     axes.set_axisbelow(True)
-    if groups or plain:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", fontsize=9, framealpha=1, edgecolor="none")
     packed = io.BytesIO()
     FigureCanvasAgg(figure).print_png(packed)
     return Image.open(packed).convert("RGB")
+
+
+def _by_level(report: dict, item: int) -> dict[int, list[float]]:
+    """Rewards of one item's look-aheads by the level that their steps came to, in order.
+
+    Of a level that several steps came to, all; without what no reward could judge (None).
+    """
+    groups: dict[int, list[float]] = {}
+    for record in report["search_steps"]:
+        judged = [reward for reward in record["rewards"][item] if reward is not None]
+        if judged:
+            groups[record["index"]] = groups.get(record["index"], []) + judged
+    return dict(sorted(groups.items()))
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -6,7 +6,8 @@ from .demo_model import DemoModel
 from .load_reward import LoadReward
 from .plot import RewardPlot
 from .rewards import RewardMixer, RewardScorer
-from .search import SDELatentSearch, SearchSettingsNode
+from .search import SDELatentSearch
+from .settings import PaperSettings, SearchSettingsNode, SteeredSettings
 
 
 class FlowTTRLExtension(ComfyExtension):
@@ -17,6 +18,8 @@ class FlowTTRLExtension(ComfyExtension):
             RewardMixer,
             RewardScorer,
             SearchSettingsNode,
+            PaperSettings,
+            SteeredSettings,
             SDELatentSearch,
             RewardPlot,
         ]

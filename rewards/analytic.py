@@ -69,7 +69,9 @@ ANALYTIC = {
     for reward in (
         AnalyticReward("white", "mean brightness, 0..1", (0.2, 0.8), white, True),
         AnalyticReward("black", "mean darkness, 0..1", (0.2, 0.8), black, True),
-        AnalyticReward("contrast", "standard deviation of luma, 0..0.5", (0.1, 0.35), contrast, True),
+        AnalyticReward(
+            "contrast", "standard deviation of luma, 0..0.5", (0.1, 0.35), contrast, True
+        ),
         AnalyticReward(
             "jpeg_compressibility", "-size as JPEG / 500 kB", (-1.5, -0.1), jpeg_compressibility
         ),

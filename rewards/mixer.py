@@ -187,7 +187,12 @@ class Judge:
         return self.mix.totals(values, seen)
 
     def check_differentiable(self) -> None:
-        """Raise ValueError unless every reward that drives has a gradient."""
+        """Raise ValueError unless the total of one image has a gradient."""
+        if self.mix.mode != "raw":
+            raise ValueError(
+                f"expected rewards mixed by mode 'raw', got {self.mix.mode!r}, which compares "
+                "images and gives one alone no gradient; take 'raw' or choose another strategy"
+            )
         without = [r.name for r, weight in self.mix.parts if weight and not r.differentiable]
         if without:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Frequency bands of a latent: what keeps a new latent as typical as plain sampling's, by octave."""
+"""Frequency bands of a latent: what keeps a new latent typical, octave by octave."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 FIRST_EDGE = 2.0
-"""Upper edge of the lowest band, in cycles along the longer side; each further band is an octave."""
+"""Upper edge of the lowest band, in cycles along the longer side; the others are octaves."""
 
 _TINY = torch.finfo(torch.float32).tiny
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .flow import Cost, Values
 from .run import Run
 from .settings import SearchSettings
-from .strategies import STRATEGIES
+from .strategies import states
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,12 @@ class Plan:
 
     Attributes:
         ahead: calls still to come, before the first state and after each.
+        makes_plain: whether a plain sample is among what the strategy makes anyway.
     """
 
     cost: Cost
     ahead: tuple[int, ...]
+    makes_plain: bool
 
 
 class _Nothing:
@@ -44,7 +46,7 @@ class _Nothing:
         return x0[..., None]
 
     def score(self, images: Tensor, item: Tensor) -> Values:
-        return {"none": 0 * images.mean((1, 2, 3))}
+        return {"none": torch.nan * images.mean((1, 2, 3))}
 
     def totals(self, values: Values, seen: Values) -> Tensor:
         return values["none"]
@@ -59,7 +61,7 @@ class _Nothing:
 def plan(settings: SearchSettings, sigmas: Sequence[float], forwards_per_call: int = 1) -> Plan:
     """Cost per item of a search over ``sigmas`` [T + 1] that nothing stops early.
 
-    Rewards that never rise make an adaptive strategy spend all that it may. The plain sample that
+    Without verdicts an adaptive strategy spends all that it may. The plain sample that
     ``keep_better`` or a baseline asks for comes on top.
 
     Raises:
@@ -69,8 +71,10 @@ def plan(settings: SearchSettings, sigmas: Sequence[float], forwards_per_call: i
         noise = torch.arange(4.0).view(1, 2, 2)
         run = Run(_Nothing(sigmas, forwards_per_call), noise, seed=0, settings=settings)
         state, spent = run.first_state(), [0]
-        for state in STRATEGIES[settings.strategy].states(run, state.x, settings.parameters):
+        for reached in states(run, state, settings.parameters):
+            state = reached
             spent.append(run.cost.calls)
         run.finish(state)
     total = run.cost.calls
-    return Plan(run.cost, tuple(total - calls for calls in spent))
+    ahead = tuple(total - calls for calls in spent)
+    return Plan(run.cost, ahead, makes_plain=run.plain is not None)

@@ -51,16 +51,18 @@ def step_record(run: Run, state: State, *, calls_before: int, seconds: float) ->
     judged, run.judged = run.judged, []
     if not judged:
         return None
-    values = {name: torch.cat([part[name] for part in judged]) for name in judged[0]}
+    names = judged[0].values
+    values = {name: torch.cat([part.values[name] for part in judged]) for name in names}
+    asked = torch.cat([p.active.expand(len(next(iter(p.values.values()))), -1) for p in judged])
     totals = run.totals(values)
-    finite = {name: value.isfinite() for name, value in values.items()}
+    lost = {name: int((asked & ~value.isfinite()).sum()) for name, value in values.items()}
     return StepRecord(
         index=state.index,
         sigma=run.sigmas[state.index],
         rewards=totals.T.tolist(),
         values={name: value.T.tolist() for name, value in values.items()},
-        not_finite=int((~totals.isfinite()).sum()),
-        missing={name: int((~f).sum()) for name, f in finite.items() if not f.all()},
+        not_finite=int((asked & ~totals.isfinite()).sum()),
+        missing={name: count for name, count in lost.items() if count},
         flat=[name for name, value in values.items() if bool((value == value[:1]).all())],
         price=run.cost.calls - calls_before,
         calls=run.cost.calls,

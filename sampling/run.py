@@ -16,6 +16,7 @@ from torch import Tensor
 from .flow import Cost, Flow, Values
 from .noise import KeyedNoise, item_keys
 from .settings import SearchSettings
+from .steps import Multistep
 
 Pull = Callable[[Tensor], Tensor]
 
@@ -38,6 +39,19 @@ class State:
     values: Values | None = None
     denoised: Tensor | None = None
     detail: dict = field(default_factory=dict)
+
+    def of(self, rows: slice) -> State:
+        """The same of some candidates, with their rewards alone."""
+        values = self.values and {name: value[rows] for name, value in self.values.items()}
+        return State(self.x[rows], self.index, values=values)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rewards [P, B] of one batch of look-aheads, and which items [B] were asked for."""
+
+    values: Values
+    active: Tensor
 
 
 @dataclass(frozen=True)
@@ -75,8 +89,8 @@ class Run:
         sigmas: distinct noise levels [T + 1]; levels: the same, with a clean end in any case.
         tail: calls that judging a finished latent takes: 1 where the schedule ends above 0.
         best: the best look-ahead so far, None before the first.
-        judged: rewards [P, B] of the look-aheads since the last step, in order.
-        plain: the plain sample, where the strategy has made it.
+        judged: the look-aheads since the last step, in order.
+        plain: the plain sample with its rewards, where the strategy has made it.
     """
 
     def __init__(self, flow: Flow, noise: Tensor, *, seed: int, settings: SearchSettings):
@@ -89,7 +103,7 @@ class Run:
         self.calls = settings.calls(self.steps, self.tail)
         self.cost = Cost()
         self.best: Best | None = None
-        self.judged: list[Values] = []
+        self.judged: list[Judged] = []
         self.plain: State | None = None
         self._rows = self.items * settings.micro_batch
         self._seen: Values = {}
@@ -107,7 +121,8 @@ class Run:
 
     def fresh_noise(self, count: int) -> Tensor:
         """Starting noise [count, B, ...]: the host's own first, then others."""
-        return torch.cat([self.noise[None], self.draw("start", count - 1, first=1)])
+        others = [self.draw("start", count - 1, first=1)] if count > 1 else []
+        return torch.cat([self.noise[None], *others])
 
     def start(self, noise: Tensor) -> Tensor:
         """Latents at the first level from starting noise [P, B, ...]."""
@@ -174,8 +189,9 @@ class Run:
         last = len(self.levels) - 1
         if index < last:
             v = self.velocity(x, self.levels[index], active) if v is None else v
+        solver = Multistep()
         for stop in spaced(index, last, steps):
-            x = x + v * (self.levels[stop] - self.levels[index])
+            x = solver.step(x, v, self.levels[index], self.levels[stop])
             index = stop
             if stop < last:
                 v = self.velocity(x, self.levels[stop], active)
@@ -183,13 +199,17 @@ class Run:
         self._offer(values, origin, start, x)
         return Look(x, values)
 
+    def finished(self, state: State) -> State:
+        """The last state with its rewards, judged where they are not known."""
+        if state.values is not None:
+            return state
+        return State(state.x, state.index, values=self.look_ahead(state.x, self.steps, 1).values)
+
     def finish(self, state: State) -> tuple[Tensor, Values]:
         """Of the last state's population each item's best [B, ...], and its rewards [1, B]."""
-        values = state.values
-        if values is None:
-            values = self.look_ahead(state.x, self.steps, 1).values
-        pick = self.totals(values).argmax(0, keepdim=True)
-        return take(state.x, pick)[0], {name: take(v, pick) for name, v in values.items()}
+        state = self.finished(state)
+        pick = self.totals(state.values).argmax(0, keepdim=True)
+        return take(state.x, pick)[0], {n: take(v, pick) for n, v in state.values.items()}
 
     # Rewards
 
@@ -214,7 +234,7 @@ class Run:
         names: list[str] = []
         table = self._each(call, clean, active, empty=torch.nan)
         values = {name: table[..., column] for column, name in enumerate(names)}
-        self._saw(values)
+        self._saw(values, active)
         return values
 
     def totals(self, values: Values) -> Tensor:
@@ -262,8 +282,9 @@ class Run:
 
     # Inside
 
-    def _saw(self, values: Values) -> None:
-        self.judged.append(values)
+    def _saw(self, values: Values, active: Tensor | None = None) -> None:
+        every = torch.ones(self.items, dtype=torch.bool, device=self.noise.device)
+        self.judged.append(Judged(values, every if active is None else active))
         self.compare(values)
 
     def _count_calls(self, rows: int) -> None:

@@ -13,7 +13,7 @@ from .flow import Flow
 from .report import PlainSample, SearchResult, StepEvent, step_record
 from .run import Run, State, per_item
 from .settings import SearchSettings
-from .strategies import STRATEGIES, make_settings
+from .strategies import STRATEGIES, make_settings, states
 
 OnStep = Callable[[StepEvent], None]
 
@@ -57,7 +57,8 @@ def search(
     planned = plan(settings, flow.sigmas.tolist(), flow.forwards_per_call)
     run = Run(flow, noise, seed=seed, settings=settings)
     wants_plain = baseline or settings.keep_better
-    whole = planned.cost.calls + wants_plain * (run.steps + run.tail)
+    beside = wants_plain and not planned.makes_plain
+    whole = planned.cost.calls + beside * (run.steps + run.tail)
 
     def stop_reason() -> str | None:
         if finish_now is not None and finish_now():
@@ -70,19 +71,19 @@ def search(
         return None
 
     state, records, stopped = run.first_state(), [], None
-    states = strategy.states(run, state.x, settings.parameters)
+    reached = states(run, state, settings.parameters)
     for ahead in planned.ahead[:-1]:
         # stopping is of use only where the best so far is finished sooner than the search is
         if _finishing_calls(run, state) < ahead and (stopped := stop_reason()):
             state = _finished(run, state)
             break
         calls, start = run.cost.calls, time.monotonic()
-        state = next(states)
+        state = next(reached)
         record = step_record(run, state, calls_before=calls, seconds=time.monotonic() - start)
         if record:
             records.append(record)
         _tell(on_step, run, state, run.cost.calls / run.items, whole, record)
-    states.close()
+    reached.close()
     latents, values = run.finish(state)
 
     plain, kept, plain_rewards = None, None, None
@@ -115,19 +116,18 @@ def search(
 
 
 def _tell(on_step, run: Run, state: State, calls: float, planned: int, record=None) -> None:
-    if on_step:
+    if on_step is not None:
         denoised = state.denoised
         if denoised is None:
             denoised = state.x if run.best is None else run.best.clean[None]
-        event = StepEvent(
-            state.index, run.steps, state.x[0], denoised[0], calls, planned, record
-        )
+        event = StepEvent(state.index, run.steps, state.x[0], denoised[0], calls, planned, record)
         on_step(event)
 
 
 def _sampled(run: Run, state: State, on_step, planned: int, before: float = 0.0) -> State:
     """``state`` sampled on to the end of the schedule; calls of the step count from ``before``."""
-    for state in run.onward(state.x, state.index, state.v):
+    for reached in run.onward(state.x, state.index, state.v):
+        state = reached
         _tell(on_step, run, state, before + run.cost.calls / run.items, planned)
     return state
 

@@ -118,7 +118,7 @@ COMMON = tuple(field.name for field in fields(SearchSettings) if field.name != "
 
 
 def budget_calls(budget: float, steps: int, tail: int = 0) -> int:
-    """Calls in ``budget`` plain samples of ``steps`` calls, and one for judging each if ``tail``."""
+    """Calls in ``budget`` plain samples, judging each taking ``tail`` calls more."""
     return math.floor(budget * (steps + tail) + 1e-6)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..rewards import RewardMix
 from ..rewards.base import Reward, check_images
 from .bundle import load
 from .prompts import parse
@@ -58,6 +59,18 @@ WORLD_REWARDS = {"verifier": VerifierReward, "scorer": ScorerReward}
 def world_reward(name: str) -> VerifierReward | ScorerReward:
     """A judge of the world by its name, ``verifier`` or ``scorer``."""
     return WORLD_REWARDS[name]()
+
+
+def driven_by(driver: str) -> RewardMix:
+    """What drives a search: a judge by its name, or both together as ``mix``."""
+    names = WORLD_REWARDS if driver == "mix" else (driver,)
+    return RewardMix(tuple((world_reward(name), 1.0) for name in names))
+
+
+def judges(driver: str) -> RewardMix:
+    """Both judges, of which ``driver`` (or both, for ``mix``) gives the total."""
+    shares = {name: float(driver in (name, "mix")) for name in WORLD_REWARDS}
+    return RewardMix(tuple((world_reward(name), share) for name, share in shares.items()))
 
 
 def accurate(images: Tensor, prompts: list[str]) -> list[bool]:

@@ -6,8 +6,8 @@ its conditioning (LoRA, masks, skip-layer guidance, area conditioning) takes par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import comfy.model_management
 import comfy.model_sampling
@@ -18,18 +18,17 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..flow import RewardBatch
-from ..noise import KeyedNoise
+from ..budget import plan
+from ..flow import Judge, Values
 from ..report import SearchResult, StepEvent
-from ..search import sample, search
+from ..run import distinct_levels
+from ..search import search
 from ..settings import SearchSettings
 from .comfy_gradients import differentiable, gradient_options
 
-Score = Callable[[Tensor], RewardBatch]
-
 
 def check_model(model) -> None:
-    """Raise ValueError unless ``model`` (a ModelPatcher) is a flow-matching model."""
+    """Raise ValueError unless ``model`` (a ModelPatcher) is a flow model on unit noise."""
     sampling = model.get_model_object("model_sampling")
     # One subclass of CONST, for image-to-image flows, gives an output of another form.
     other = getattr(comfy.model_sampling, "IMG_TO_IMG_FLOW", ())
@@ -39,10 +38,17 @@ def check_model(model) -> None:
             f"{type(model.model).__name__} with {type(sampling).__name__} sampling; wire a flow "
             "model, since the search's steps are those of rectified flow"
         )
+    scale = getattr(sampling, "noise_scale", 1.0)
+    if scale != 1:
+        raise ValueError(
+            f"Expected a MODEL whose noise has a standard deviation of 1, got one of {scale:g} "
+            f"({type(model.model).__name__}); wire another flow model, since the search's steps "
+            "assume 1"
+        )
 
 
 def decode(vae, base_model, x0: Tensor) -> Tensor:
-    """Images [N, H, W, 3] (0..1) of latents ``x0`` [N, ...] in ``base_model``'s space.
+    """Images [N, H, W, 3], clamped to 0..1, of latents ``x0`` [N, ...] in ``base_model``'s space.
 
     The VAE must be loaded. Unlike ``vae.decode`` this neither moves models, which would offload the
     one that is sampling, nor falls back to tiles; it takes as many images at once as memory holds.
@@ -55,7 +61,7 @@ def decode(vae, base_model, x0: Tensor) -> Tensor:
 
     def images(rows: Tensor) -> Tensor:
         decoded = vae.first_stage_model.decode(rows.to(dtype)).float()
-        return vae.process_output(decoded)
+        return vae.process_output(decoded).clamp(0, 1)
 
     decoded = torch.cat([images(rows) for rows in latents.split(at_once)])
     decoded = decoded[:, :, 0] if decoded.ndim == 5 else decoded
@@ -66,73 +72,98 @@ class ComfyFlow:
     """One sampling run of the host as a flow.
 
     Args:
-        model: what a KSAMPLER function is given: denoised = model(x, sigma, **extra_args).
+        model: what a KSAMPLER function is given (``KSamplerX0Inpaint``): denoised = model(x, sigma,
+            **extra_args), with the batch's raw noise and latent image [B, ...] beside it.
         sigmas: noise levels [T + 1], a tensor on the sampling device.
-        items: the batch of the user's latents.
         vae: a ``comfy.sd.VAE``, loaded beside the model.
-        score: images [N, H, W, 3] to rewards; row n belongs to item n modulo ``items``.
+        judge: what images are scored by.
     """
 
-    def __init__(self, model, sigmas: Tensor, extra_args: dict, items: int, vae, score: Score):
-        self.model, self.sigmas, self.items = model, sigmas, items
-        self.vae, self.score = vae, score
-        self.extra_args = extra_args
+    def __init__(self, model, sigmas: Tensor, extra_args: dict, vae, judge: Judge):
+        self.model, self.sigmas, self.extra_args = model, sigmas, extra_args
+        self.vae, self.judge = vae, judge
+        self.items = len(model.noise)
         self.base_model = model.inner_model.inner_model
         guider = model.inner_model
         guided = bool(guider.conds.get("negative")) and getattr(guider, "cfg", 1.0) != 1.0
         self.forwards_per_call = 2 if guided else 1
 
-    def velocity(self, x: Tensor, sigma: float) -> Tensor:
-        # Masks and conditioning that differ by item are as long as the user's batch; a batch of
-        # one is broadcast to any number of rows.
-        rows = len(x) if self.items == 1 else self.items
-        return torch.cat([self._call(part, sigma) for part in x.split(rows)])
+    def start(self, noise: Tensor, item: Tensor) -> Tensor:
+        # of the host's own noise the very bits that its sampler starts from
+        noise = noise.to(self.model.noise.dtype)
+        latent = self.model.latent_image[item]
+        return self.base_model.model_sampling.noise_scaling(self.sigmas[0], noise, latent)
+
+    def velocity(self, x: Tensor, sigma: float, item: Tensor) -> Tensor:
+        if self.items == 1:
+            return self._call(x, sigma)
+        # The host takes row k of a batch for item k: its conditioning, masks and noise.
+        turn = occurrence(item)
+        batches = x.new_zeros(int(turn.max()) + 1, self.items, *x.shape[1:])
+        batches[turn, item] = x
+        return torch.stack([self._call(batch, sigma) for batch in batches])[turn, item]
 
     def _call(self, x: Tensor, sigma: float) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        extra_args = dict(self.extra_args)
+        if x.requires_grad:
+            extra_args["model_options"] = gradient_options(extra_args["model_options"])
         level = torch.full((1,) * x.ndim, sigma, device=x.device)
-        denoised = self.model(x, level.flatten().expand(len(x)), **self.extra_args)
+        denoised = self.model(x, level.flatten().expand(len(x)), **extra_args)
         return (x - denoised) / level
 
-    @contextmanager
-    def gradients(self):
-        usual = self.extra_args
-        options = gradient_options(usual["model_options"])
-        self.extra_args = {**usual, "model_options": options}
-        try:
-            with differentiable(self.base_model):
-                yield
-        finally:
-            self.extra_args = usual
-
-    def decode(self, x0: Tensor) -> Tensor:
+    def decode(self, x0: Tensor, item: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         return decode(self.vae, self.base_model, x0)
+
+    def score(self, images: Tensor, item: Tensor) -> Values:
+        return self.judge.score(images, item)
+
+    def totals(self, values: Values, seen: Values) -> Tensor:
+        return self.judge.totals(values, seen)
+
+    @contextmanager
+    def gradients(self) -> Iterator[None]:
+        with differentiable(self.base_model), torch.no_grad():
+            yield
+
+    def image_gradients(self) -> AbstractContextManager:
+        raise ValueError(
+            "Expected a strategy that needs no gradient of the image, got one that does, which "
+            "ComfyUI does not offer yet; choose another strategy"
+        )
+
+
+def occurrence(item: Tensor) -> Tensor:
+    """How many rows before it each row of ``item`` [N] shares its item with, [N]."""
+    same = item[:, None] == item
+    return same.tril(-1).sum(1)
 
 
 class SearchSampler:
     """Makes a SAMPLER of the search and keeps what a run of it found.
 
     Args:
-        score: images to rewards.
-        models: patchers of what ``score`` needs on the device, loaded beside the model.
+        judge: what images are scored by.
+        baseline: also sample plainly, for comparison.
+        models: patchers of what ``judge`` needs on the device, loaded beside the model.
 
     Attributes:
         result: the last run's result, None before one.
-        plain: the last run's plain sample in the VAE's latent space, where one was asked for.
+        plain: the last run's plain sample in the VAE's latent space, where one was made.
     """
 
     def __init__(
         self,
         settings: SearchSettings,
         vae,
-        score: Score,
+        judge: Judge,
         *,
-        with_plain: bool,
+        baseline: bool = False,
         models: Sequence = (),
     ):
-        self.settings, self.vae, self.score, self.models = settings, vae, score, list(models)
-        self.with_plain = with_plain or settings.keep_better
+        self.settings, self.vae, self.judge = settings, vae, judge
+        self.baseline, self.models = baseline, list(models)
         self.result: SearchResult | None = None
         self.plain: Tensor | None = None
 
@@ -140,26 +171,25 @@ class SearchSampler:
         """The SAMPLER. ComfyUI reads its function's name, so that it has to be a plain function."""
 
         def flow_ttrl(model, x, sigmas, extra_args=None, callback=None, disable=None):
-            return self._run(model, x, sigmas, extra_args or {}, callback)
+            return self._run(model, sigmas, extra_args or {}, callback)
 
         return comfy.samplers.KSAMPLER(flow_ttrl)
 
-    def _run(self, model, x: Tensor, sigmas: Tensor, extra_args: dict, callback) -> Tensor:
-        flow = ComfyFlow(model, sigmas, extra_args, len(x), self.vae, self.score)
-        check_model(flow.base_model.current_patcher)
-        self.settings.check(sigmas.tolist())
-
-        def on_step(event: StepEvent) -> None:
-            if callback:
-                sigma = sigmas[event.index]
-                told = {"x": event.latent, "denoised": event.denoised, "i": event.index}
-                callback({**told, "sigma": sigma, "sigma_hat": sigma})
-
-        plain = sample(flow, x, on_step) if self.with_plain else None
-        noise = KeyedNoise(extra_args.get("seed") or 0)
-        self.result = search(flow, x, self.settings, noise, on_step, plain=plain)
-        if plain is not None:
-            base = flow.base_model
+    def _run(self, model, sigmas: Tensor, extra_args: dict, callback) -> Tensor:
+        flow = ComfyFlow(model, sigmas, extra_args, self.vae, self.judge)
+        base = flow.base_model
+        check_model(base.current_patcher)
+        self.result = search(
+            flow,
+            model.noise,
+            self.settings,
+            seed=extra_args.get("seed") or 0,
+            baseline=self.baseline,
+            on_step=progress(callback, sigmas.tolist()) if callback else None,
+        )
+        self.plain = None
+        if self.result.plain is not None:
+            plain = self.result.plain.latents
             clean = base.model_sampling.inverse_noise_scaling(sigmas[-1], plain)
             self.plain = base.process_latent_out(clean.float())
         return self.result.latents
@@ -167,6 +197,22 @@ class SearchSampler:
     def report(self) -> dict:
         """The last run's report."""
         return self.result.report()
+
+
+def progress(callback: Callable[[dict], None], sigmas: list[float]) -> Callable[[StepEvent], None]:
+    """Tells the host's ``callback`` of a search: previews, and its bar by the calls spent.
+
+    The host counts the ``sigmas``' steps, one by one from 0; the search's differ much in price.
+    """
+    last, levels = len(sigmas) - 2, distinct_levels(sigmas)
+
+    def on_step(event: StepEvent) -> None:
+        done = round(event.calls / event.planned * (last + 1)) - 1
+        sigma = levels[event.index]
+        told = {"x": event.latent, "denoised": event.denoised, "i": min(max(done, 0), last)}
+        callback({**told, "sigma": sigma, "sigma_hat": sigma})
+
+    return on_step
 
 
 def sample_latents(
@@ -190,7 +236,7 @@ def sample_latents(
         Latents in the VAE's space.
 
     Raises:
-        ValueError: not a flow model, a VAE of another model, or settings that do not fit.
+        ValueError: not a flow model, a VAE of another model, or a schedule that no flow has.
     """
     check_model(model)
     vae = search_sampler.vae
@@ -204,7 +250,7 @@ def sample_latents(
     sigmas = comfy.samplers.KSampler(
         model, steps=steps, denoise=denoise, model_options=model.model_options, **options
     ).sigmas
-    search_sampler.settings.check(sigmas.tolist())
+    plan(search_sampler.settings, sigmas.tolist())
 
     if search_sampler.models:
         # first of all, so that the diffusion model takes what memory they leave

@@ -69,7 +69,7 @@ class Prompt:
     pooled: Tensor
 
     def of(self, item: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and pooled vectors of rows that belong to ``item`` [N]; a single one is all's."""
+        """Features and pooled vectors of rows of ``item`` [N]; a single prompt is every item's."""
         index = item if len(self.embeds) > 1 else torch.zeros_like(item)
         return self.embeds[index], self.pooled[index]
 

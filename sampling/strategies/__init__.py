@@ -57,6 +57,13 @@ STRATEGIES: dict[str, Strategy] = {
 """Every strategy, ours first."""
 
 
+def states(run: Run, start: State, parameters: Parameters) -> Iterator[State]:
+    """The states of the strategy that ``parameters`` are of; a plain sample's at budget 1."""
+    if run.calls <= run.steps + run.tail:
+        return best_of_n(run, start.x, BestOfN())
+    return STRATEGIES[parameters.strategy].states(run, start.x, parameters)
+
+
 def make_settings(strategy: str = "steered", **changes) -> SearchSettings:
     """Settings of ``strategy``; ``changes`` are settings all share or the strategy's parameters.
 

@@ -20,10 +20,10 @@ class BestOfN(Parameters):
 
 def best_of_n(run: Run, start: Tensor, settings: BestOfN) -> Iterator[State]:
     count = max(1, run.calls // (run.steps + run.tail))
-    state = State(run.start(run.fresh_noise(count)) if count > 1 else start, 0)
-    for state in run.onward(state.x, 0):
+    state = State(run.start(run.fresh_noise(count)), 0)
+    for reached in run.onward(state.x, 0):
+        state = reached
         yield state
-    values = run.look_ahead(state.x, run.steps, 1).values
-    first = {name: value[:1] for name, value in values.items()}
-    run.plain = State(state.x[:1], run.steps, values=first)
-    yield State(state.x, run.steps, values=values)
+    state = run.finished(state)
+    run.plain = state.of(slice(1))
+    yield state

@@ -36,5 +36,3 @@ def pick_values(values: Values, pick) -> Values:
 def top(run: Run, values: Values, count: int):
     """The ``count`` best candidates of each item [count, B], best first."""
     return run.totals(values).topk(count, dim=0).indices
-
-

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..run import Run, State
@@ -79,12 +78,12 @@ class FlowTTRL(Parameters):
             within(name, getattr(self, name), 0, 1e9)
 
     def own_calls(self, steps: int, tail: int) -> int:
-        return self._price(self._window(steps), steps) + tail
+        return self._price(self._window(steps), steps, tail)
 
-    def window(self, steps: int, calls: int) -> int:
+    def window(self, steps: int, tail: int, calls: int) -> int:
         """Search steps at the start of ``steps``, as many of the window as ``calls`` pay for."""
         longest = self._window(steps)
-        return next((n for n in range(longest, 0, -1) if self._price(n, steps) <= calls), 0)
+        return next((n for n in range(longest, 0, -1) if self._price(n, steps, tail) <= calls), 0)
 
     def is_prdp(self, index: int, steps: int) -> bool:
         """Whether search step ``index`` uses PRDP; GRPO otherwise."""
@@ -106,19 +105,19 @@ class FlowTTRL(Parameters):
     def _window(self, steps: int) -> int:
         return math.ceil(steps * self.external_reward_timestep - 1e-9)
 
-    def _price(self, window: int, steps: int) -> int:
+    def _price(self, window: int, steps: int, tail: int) -> int:
         """Calls of a whole run, a backward counted as two, with that many search steps."""
         exact = self.gradient == "exact"
         # candidates at the clean end need no velocity
-        candidates = self.group_size * (window - (window == steps))
+        candidates = self.group_size * (window - (window == steps and not tail))
         # the first iteration's call is the rollout's; the latent that it leaves takes one more
         own = window * (self.rl_iterations * (3 if exact else 1) + 1)
         reference = sum(self.needs_reference(index, steps) for index in range(1, window))
-        return candidates + own + reference + steps - window
+        return candidates + own + reference + steps - window + tail
 
 
 def flow_ttrl(run: Run, start: Tensor, settings: FlowTTRL) -> Iterator[State]:
-    window = settings.window(run.steps, run.calls - run.tail)
+    window = settings.window(run.steps, run.tail, run.calls)
     x = reference = start
     for index in range(window):
         s, s_next = run.sigmas[index : index + 2]

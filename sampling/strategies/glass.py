@@ -20,7 +20,7 @@ class Glass(Parameters):
     Attributes:
         transitions: how many, evenly over the first ``window`` of the schedule.
         inner: model calls of a transition; the first is the parent's own.
-        correlation: of a candidate with its parent; 1 is no search.
+        correlation: of a candidate's noise with its parent's.
         parents: candidates kept between transitions; one after the last.
         look_share: steps of a look-ahead, as a share of those left.
     """
@@ -69,9 +69,7 @@ def glass(run: Run, start: Tensor, settings: Glass) -> Iterator[State]:
         rows = torch.arange(candidates) % len(state.x)
         noise = run.draw(number, candidates)
         parents = state.x[rows], state.v[rows]
-        x = transition(
-            run, *parents, s, s_next, noise, settings.correlation, settings.inner
-        )
+        x = transition(run, *parents, s, s_next, noise, settings.correlation, settings.inner)
         v = run.velocity(x, s_next)
         look = share_of(settings.look_share, run.steps - level)
         values = run.look_ahead(x, level, look, v).values

@@ -1,11 +1,10 @@
-"""Search over paths (Ma et al., arXiv 2501.09732): noised back, sampled down again, the best kept."""
+"""Search over paths (Ma et al., arXiv 2501.09732): noised back, sampled down, the best kept."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..run import Run, State, take

@@ -1,89 +1,151 @@
-"""Our strategy: few levels, long look-aheads, the stochastic step steered by what they taught."""
+"""Our strategy: rounds of drafts, each round around the best image so far, at a lower level.
+
+A draft is a look-ahead of a few steps. The first round drafts fresh starts. Every further round
+noises the best draft's clean latent x0 back to a lower level s, x = (1 - s) x0 + s e, each
+candidate with a noise e of its own that keeps a share of the best draft's, and drafts from there.
+The last round samples on to the end, so that what is judged is what is returned; the best draft,
+with its own noise, is among its candidates.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..bands import typical_noise
-from ..objectives import advantages
+from ..flow import Values
 from ..run import Run, State, take
-from ..settings import Parameters, pair, whole, within
-from ..steps import matched_mean
-from ..updates import average_where_missing
-from .common import cat_values, largest, top
-
-import math
+from ..settings import Parameters, whole, within
+from .common import MOST, cat_values, pick_values, top
 
 
 @dataclass(frozen=True)
 class Steered(Parameters):
     """
     Attributes:
-        search_every: search on every n-th step, beginning with the first.
-        window: share of the steps that are searched.
-        noise_range: eta of the stochastic step, linear from first to last search step.
-        look_range: steps of a look-ahead, from first to last search step.
+        rounds: how many, where the budget pays for them.
+        window: how far into the schedule the last round begins, as a share of its steps; the
+            rounds' levels are evenly spaced up to there.
+        draft_steps: Euler steps of a draft, where as many are left.
+        decay: candidates of a round over those of the round before.
+        correlation: of a candidate's noise with its parent's.
+        parents: best drafts that the candidates of a round are around; one in the last round.
     """
 
     strategy = "steered"
 
-    search_every: int = 4
-    window: float = 0.9
-    noise_range: tuple[float, float] = (0.8, 0.5)
-    look_range: tuple[int, int] = (5, 1)
+    rounds: int = 4
+    window: float = 0.65
+    draft_steps: int = 5
+    decay: float = 0.7
+    correlation: float = 0.5
+    parents: int = 2
 
     def check(self) -> None:
-        whole("search_every", self.search_every, 1, 10_000)
+        whole("rounds", self.rounds, 1, 64)
         within("window", self.window, 0, 1)
-        pair("noise_range", self.noise_range, within, 1e-3, 1)
-        pair("look_range", self.look_range, whole, 1, 64)
+        whole("draft_steps", self.draft_steps, 1, 1000)
+        within("decay", self.decay, 0.01, 1)
+        within("correlation", self.correlation, 0, 1)
+        whole("parents", self.parents, 1, 64)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: its level, its candidates, and the steps from there that each is judged by."""
+
+    level: int
+    candidates: int
+    steps: int
+
+
+def allocate(settings: Steered, steps: int, calls: int) -> list[Round]:
+    """What ``calls`` pay for: first rounds, then candidates; empty for a plain sample.
+
+    Candidates are added one by one, each to the round that is furthest below its share (D'Hondt's
+    rule, the shares falling by ``decay`` a round), so that more calls never search less.
+    """
+    if calls <= steps:
+        return []
+    last = min(round(settings.window * steps), steps - 1)
+    plan = least = _least(settings, steps, 0)
+    for count in range(1, settings.rounds):
+        least = _least(settings, steps, last, count)
+        if count > last or _price(least) > calls:
+            break
+        plan = least
+    if _price(plan) > calls:
+        return []
+    while True:
+        shares = [settings.decay**n / (r.candidates + 1) for n, r in enumerate(plan)]
+        next_one = shares.index(max(shares))
+        more = [replace(r, candidates=r.candidates + (n == next_one)) for n, r in enumerate(plan)]
+        if _price(more) > calls or more[next_one].candidates > MOST:
+            return plan
+        plan = more
+
+
+def _least(settings: Steered, steps: int, last: int, further: int = 0) -> list[Round]:
+    """The cheapest search of one round and some ``further`` ones, up to level ``last``."""
+    levels = [round(last * n / further) if further else 0 for n in range(further + 1)]
+    drafts = [min(settings.draft_steps, steps - level) for level in levels]
+    drafts[-1] = steps - levels[-1]
+    ends = (0, further)  # there is nothing to choose from one start, or at the end from one image
+    return [
+        Round(level, 2 if number in ends else 1, draft)
+        for number, (level, draft) in enumerate(zip(levels, drafts, strict=True))
+    ]
+
+
+def _price(rounds: list[Round]) -> int:
+    return sum(r.candidates * r.steps for r in rounds)
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """Drafts of every item: their starting noise, clean latents [P, B, ...] and rewards [P, B]."""
+
+    noise: Tensor
+    clean: Tensor
+    values: Values
+
+    def __add__(self, more: Drafts) -> Drafts:
+        return Drafts(
+            torch.cat([self.noise, more.noise]),
+            torch.cat([self.clean, more.clean]),
+            cat_values(self.values, more.values),
+        )
+
+    def best(self, run: Run, count: int) -> Drafts:
+        """The ``count`` best of each item, best first."""
+        pick = top(run, self.values, min(count, len(self.noise)))
+        return Drafts(
+            take(self.noise, pick), take(self.clean, pick), pick_values(self.values, pick)
+        )
 
 
 def steered(run: Run, start: Tensor, settings: Steered) -> Iterator[State]:
-    window = min(math.ceil(settings.window * run.steps), run.steps - 1)
-    search = list(range(0, window, settings.search_every))
-
-    def at(span, index):
-        return span[0] + (span[1] - span[0]) * (index / search[-1] if search[-1] else 0)
-
-    looks = [min(round(at(settings.look_range, i)), run.steps - i - 1) for i in search]
-
-    def price(group):
-        return run.steps - len(search) + (group + 1) * sum(looks) + run.tail
-
-    group = largest(lambda n: price(n) <= run.calls)
-    if group < 2:
+    rounds = allocate(settings, run.steps, run.calls - run.tail)
+    if not rounds:
         yield from run.onward(start, 0)
         return
-    x, v = start, None
-    for index in range(window):
-        s, s_next = run.sigmas[index : index + 2]
-        v = run.velocity(x, s) if v is None else v
-        if index not in search:
-            x, v = run.euler(x, v, index), None
-            yield State(x, index + 1)
-            continue
-        look = looks[search.index(index)]
-        std = s_next * math.sin(at(settings.noise_range, index) * math.pi / 2)
-        mean = matched_mean(x[0], v[0], s, s_next, std)
-        noise = torch.stack([typical_noise(n, mean) for n in run.draw(index, group)])
-        samples = mean + std * noise
-        v_samples = run.velocity(samples, s_next)
-        values = run.look_ahead(samples, index + 1, look, v_samples).values
-        advantage = advantages(average_where_missing(run.totals(values)), 5.0)
-        direction = torch.einsum("gb,gb...->b...", advantage, noise)
-        moved = direction.flatten(1).any(1)
-        steer = mean + std * typical_noise(direction, mean)
-        plain = run.euler(x, v, index)[0]
-        steer = torch.where(moved.view(-1, *[1] * (mean.ndim - 1)), steer, plain)[None]
-        v_steer = run.velocity(steer, s_next)
-        own = run.look_ahead(steer, index + 1, look, v_steer).values
-        values = cat_values(own, values)
-        pick = top(run, values, 1)
-        x, v = take(torch.cat([steer, samples]), pick), take(torch.cat([v_steer, v_samples]), pick)
-        yield State(x, index + 1, v)
-    yield from run.onward(x, window, v)
+    noise = run.fresh_noise(rounds[0].candidates)
+    x, pool = run.start(noise), None
+    for number, this in enumerate(rounds[:-1], 1):
+        look = run.look_ahead(x, this.level, this.steps)
+        drafts = Drafts(noise, look.clean, look.values)
+        pool = drafts if pool is None else pool + drafts
+        yield State(x, this.level, detail={"draft_steps": this.steps})
+        following, last = rounds[number], number == len(rounds) - 1
+        parents = pool.best(run, 1 if last else settings.parents)
+        rows = torch.arange(following.candidates, device=x.device) % len(parents.noise)
+        rho, fresh = settings.correlation, run.draw(number, following.candidates)
+        noise = rho * parents.noise[rows] + math.sqrt(1 - rho * rho) * fresh
+        if last:
+            noise[0] = parents.noise[0]
+        s = run.sigmas[following.level]
+        x = (1 - s) * parents.clean[rows] + s * noise
+    yield from run.onward(x, rounds[-1].level)

@@ -41,24 +41,41 @@ def stock(name: str, seed: int, steps: int, cfg: float = 3.0, **more) -> dict:
     }
 
 
-def search(name: str, seed: int, steps: int, cfg: float = 3.0, **settings) -> dict:
-    """Our search, its latent saved as ``name``, its image scored by "<name> scores"."""
+def search(
+    name: str,
+    seed: int,
+    steps: int,
+    cfg: float = 3.0,
+    *,
+    inputs: dict | None = None,
+    settings: dict | None = None,
+    **widgets,
+) -> dict:
+    """Our search, its latent saved as ``name``, its images scored, its report shown.
+
+    Args:
+        inputs: of the search node, in place of the usual ones.
+        settings: a settings node; by default TTRLSearchSettings with ``widgets`` set.
+    """
+    usual = {
+        **sampling(seed, steps, cfg),
+        **wires(),
+        "vae": ["model", 2],
+        "reward": ["model", 3],
+        "prompt": PROMPT,
+        "baseline": True,
+        "settings": [f"{name} settings", 0],
+    }
     nodes = {
-        f"{name} search": _node(
-            "TTRLSDELatentSearch",
-            **sampling(seed, steps, cfg),
-            **wires(),
-            vae=["model", 2],
-            reward=["model", 3],
-            prompt=PROMPT,
-            baseline=True,
-            settings=[f"{name} settings", 0],
-        ),
-        f"{name} settings": _node("TTRLSearchSettings", **{**SETTINGS, **settings}),
+        f"{name} search": _node("TTRLSDELatentSearch", **{**usual, **(inputs or {})}),
+        f"{name} settings": settings or search_settings(**widgets),
         f"{name} saved": _node("SaveLatent", samples=[f"{name} search", 0], filename_prefix=name),
         f"{name} plain": _node(
             "SaveLatent", samples=[f"{name} search", 1], filename_prefix=f"{name}-plain"
         ),
+        f"{name} plot": _node("TTRLRewardPlot", report=[f"{name} search", 2], item=0),
+        f"{name} plotted": _node("PreviewImage", images=[f"{name} plot", 0]),
+        f"{name} report": _node("PreviewAny", source=[f"{name} plot", 1]),
     }
     for kind, output in (("searched", 0), ("baseline", 1)):
         nodes[f"{name} {kind} image"] = _node(
@@ -74,33 +91,55 @@ def search(name: str, seed: int, steps: int, cfg: float = 3.0, **settings) -> di
     return nodes
 
 
-SETTINGS = {
-    "preset": "balanced v1",
-    "keep_better": False,
-    "max_calls": 0,
-    "max_seconds": 0.0,
-    "target_reward": 1e6,
-    "micro_batch": 0,
-    "group_size": 6,
-    "rl_iterations": 1,
-    "internal_reward_timestep": 0.0,
-    "external_reward_timestep": 0.9,
-    "step": "midpoint",
-    "noise_first": 0.2,
-    "noise_last": 0.5,
-    "gradient": "jacobian_free",
-    "update": "steered",
-    "update_first": 0.5,
-    "update_last": 0.2,
-    "elitist": True,
-    "scale_factor": 500.0,
-    "prdp_scale": 0.01,
-    "grpo_scale": 10.0,
-    "beta1": 2e-4,
-    "beta2": 0.0,
-    "clip": 0.2,
-    "adv_clip_max": 5.0,
-    "reward_diff_threshold": 0.0,
-    "rationorm": True,
-}
-"""Every widget of TTRLSearchSettings: the API fills in no defaults."""
+def search_settings(**widgets) -> dict:
+    """TTRLSearchSettings; the API fills in no defaults."""
+    start = {
+        "strategy": "steered",
+        "budget": 6.0,
+        "keep_better": False,
+        "max_seconds": 0.0,
+        "target_reward": 1e6,
+        "micro_batch": 0,
+    }
+    return _node("TTRLSearchSettings", **{**start, **widgets})
+
+
+def defaults(server, class_type: str, **widgets) -> dict:
+    """A node whose widgets have the defaults that its schema tells the browser."""
+    inputs = server.get(f"/object_info/{class_type}").json()[class_type]["input"]
+    start = {
+        name: options["default"]
+        for name, (_, options) in inputs["required"].items()
+        if "default" in options
+    }
+    return _node(class_type, **{**start, **widgets})
+
+
+def inpainting(batch: int) -> dict:
+    """Instead of an empty latent a batch of images, each its own, to be redrawn in the left half.
+
+    Node "latent" holds it, and the sampling that made it is of other seeds than a test's.
+    """
+    drawn = {**sampling(90, 3), **wires(), "latent_image": ["empty", 0]}
+    return {
+        "empty": _node("EmptySD3LatentImage", width=96, height=96, batch_size=batch),
+        "drawn": _node("KSampler", **drawn, sampler_name="euler"),
+        "nothing": _node("SolidMask", value=0.0, width=96, height=96),
+        "left": _node("SolidMask", value=1.0, width=48, height=96),
+        "mask": _node(
+            "MaskComposite",
+            destination=["nothing", 0],
+            source=["left", 0],
+            x=0,
+            y=0,
+            operation="add",
+        ),
+        "latent": _node("SetLatentNoiseMask", samples=["drawn", 0], mask=["mask", 0]),
+    }
+
+
+def only(item: int) -> dict:
+    """Node "item <number>": one item of node "latent"'s batch, which keeps its noise."""
+    return {
+        f"item {item}": _node("LatentFromBatch", samples=["latent", 0], batch_index=item, length=1)
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 
@@ -11,6 +12,19 @@ import torch
 
 STEPS = 10
 ARCHITECTURES = {"sd3": 3.0, "flux": 1.0}
+NODES = (
+    "DemoModel",
+    "LoadReward",
+    "RewardMixer",
+    "RewardScorer",
+    "SearchSettings",
+    "PaperSettings",
+    "SteeredSettings",
+    "SDELatentSearch",
+    "RewardPlot",
+)
+ROUNDING = 5e-3
+"""Of latents, whose standard deviation is about 1, after some steps in batches of another size."""
 
 
 def saved(server, name: str) -> torch.Tensor:
@@ -24,48 +38,84 @@ def total(run, node: str) -> float:
     return float(re.findall(r"-?\d+\.\d+", run.text(node))[0])
 
 
+def report(run, name: str) -> dict:
+    return json.loads(run.text(f"{name} report"))
+
+
 def ran(server, *graphs_: dict):
     run = server.run({k: v for graph in graphs_ for k, v in graph.items()})
     assert run.status == "success", run.error
     return run
 
 
+def refused(server, *graphs_: dict) -> str:
+    """The error that ends a run before the first model call."""
+    run = server.run({k: v for graph in graphs_ for k, v in graph.items()})
+    assert run.status == "error"
+    assert "progress" not in run.kinds()
+    return run.error
+
+
+@pytest.fixture(scope="module")
+def strategies(server) -> list[str]:
+    """Every strategy that ComfyUI can carry out, as the settings node offers them."""
+    info = server.get("/object_info/TTRLSearchSettings").json()["TTRLSearchSettings"]
+    kind, options = info["input"]["required"]["strategy"]
+    names = options["options"] if kind == "COMBO" else kind
+    assert names[0] == "steered"
+    return [name for name in names if name != "reward_gradient"]
+
+
 def test_pack_loads_without_a_complaint(server):
     log = server.log.read_text()
     assert "flow-ttrl" in log
     assert "IMPORT FAILED" not in log
-    for node in (
-        "DemoModel",
-        "LoadReward",
-        "RewardMixer",
-        "RewardScorer",
-        "SearchSettings",
-        "SDELatentSearch",
-    ):
-        assert f"TTRL{node}" in server.get(f"/object_info/TTRL{node}").json()
 
 
 def test_every_input_has_a_tooltip(server):
     info = server.get("/object_info").json()
     ours = {name: node for name, node in info.items() if name.startswith("TTRL")}
-    assert len(ours) == 7
+    assert set(ours) == {f"TTRL{name}" for name in NODES}
     for name, node in ours.items():
         for kind in ("required", "optional"):
             for key, (_, options) in node["input"].get(kind, {}).items():
                 assert options.get("tooltip"), f"{name}.{key}"
 
 
+# Plain sampling
+
+
 @pytest.mark.parametrize(("architecture", "cfg"), ARCHITECTURES.items())
-def test_search_off_is_stock_euler_bit_for_bit(server, architecture, cfg):
+def test_search_off_is_stock_euler_bit_for_bit(server, strategies, architecture, cfg):
+    searches = [
+        graphs.search(f"off-{name}", 3, STEPS, cfg, strategy=name, budget=1.0)
+        for name in strategies
+    ]
+    ran(server, graphs.demo(architecture, batch=2), graphs.stock("stock", 3, STEPS, cfg), *searches)
+    expected = saved(server, "stock")
+    for name in strategies:
+        assert torch.equal(saved(server, f"off-{name}"), expected), name
+        assert torch.equal(saved(server, f"off-{name}-plain"), expected), name
+
+
+@pytest.mark.parametrize("denoise", [0.3, 1.0])
+def test_the_start_is_the_hosts_own_bit_for_bit(server, denoise):
+    """With images, of which a mask keeps a half, in place of an empty latent."""
     ran(
         server,
-        graphs.demo(architecture, batch=2),
-        graphs.stock("stock", 3, STEPS, cfg),
-        graphs.search("off", 3, STEPS, cfg, preset="custom", external_reward_timestep=0.0),
+        {**graphs.demo(batch=2), **graphs.inpainting(2)},
+        graphs.stock("stock", 3, STEPS, denoise=denoise),
+        graphs.search("off", 3, STEPS, inputs={"denoise": denoise}, budget=1.0),
+        graphs.search("on", 3, STEPS, inputs={"denoise": denoise}),
     )
     expected = saved(server, "stock")
     assert torch.equal(saved(server, "off"), expected)
     assert torch.equal(saved(server, "off-plain"), expected)
+    assert torch.equal(saved(server, "on-plain"), expected)
+    assert not torch.equal(saved(server, "on"), expected)
+
+
+# Searching
 
 
 @pytest.mark.parametrize(("architecture", "cfg"), ARCHITECTURES.items())
@@ -82,6 +132,80 @@ def test_search_on_raises_the_reward_and_leaves_the_host_as_it_was(server, archi
     assert torch.equal(saved(server, "before"), saved(server, "after"))
 
 
+@pytest.mark.parametrize(("architecture", "cfg"), ARCHITECTURES.items())
+def test_every_strategy_runs(server, strategies, architecture, cfg):
+    searches = [graphs.search(f"by-{name}", 3, STEPS, cfg, strategy=name) for name in strategies]
+    run = ran(server, graphs.demo(architecture, batch=2), *searches)
+    for name in strategies:
+        told = report(run, f"by-{name}")
+        assert told["settings"]["strategy"] == name
+        assert told["cost"]["model_calls"] > 2 * STEPS
+        assert told["cost"]["times_plain"] <= 6
+        assert len(told["search_steps"]) > 0
+        assert len(told["rewards"]) == len(told["plain_rewards"]) == 2
+        latent = saved(server, f"by-{name}")
+        assert latent.isfinite().all()
+        assert not torch.equal(latent, saved(server, f"by-{name}-plain")), name
+
+
+def test_a_strategy_that_needs_the_rewards_gradient_is_refused(server):
+    search = graphs.search("bad", 3, STEPS, strategy="reward_gradient")
+    error = refused(server, graphs.demo(), search)
+    assert "ComfyUI does not offer" in error
+    assert "choose another strategy" in error
+
+
+def test_default_settings_run(server):
+    """Without a settings node, and with the three as they come."""
+    searches = {
+        "unwired": graphs.search("unwired", 3, STEPS),
+        "search": graphs.search(
+            "search", 3, STEPS, settings=graphs.defaults(server, "TTRLSearchSettings")
+        ),
+        "steered": graphs.search(
+            "steered", 3, STEPS, settings=graphs.defaults(server, "TTRLSteeredSettings")
+        ),
+        "paper": graphs.search(
+            "paper", 3, STEPS, settings=graphs.defaults(server, "TTRLPaperSettings")
+        ),
+    }
+    del searches["unwired"]["unwired search"]["inputs"]["settings"]
+    run = ran(server, graphs.demo(), *searches.values())
+    told = {name: report(run, name)["settings"] for name in searches}
+    assert told["unwired"]["strategy"] == "steered"
+    assert told["unwired"]["budget"] == 6
+    assert told["unwired"]["keep_better"]
+    assert told["search"] == told["steered"] == told["unwired"]
+    for name in ("search", "steered"):
+        assert torch.equal(saved(server, name), saved(server, "unwired"))
+    paper = told["paper"]
+    assert (paper["strategy"], paper["budget"], paper["keep_better"]) == ("flow_ttrl", 0, True)
+    assert paper["parameters"]["beta1"] == paper["parameters"]["beta2"] == 2e-4
+    assert paper["parameters"]["noise_range"] == [1.5, 0.5]
+
+
+def test_a_reports_settings_give_the_same_image(server):
+    paper = graphs.defaults(
+        server, "TTRLPaperSettings", beta=0.01, beta2=0.0, noise_range_last=0.4, clip=0.1
+    )
+    limits = graphs.search_settings(keep_better=True, micro_batch=2, strategy="drafts")
+    paper["inputs"]["settings"] = ["limits", 0]
+    run = ran(
+        server, graphs.demo(), {"limits": limits}, graphs.search("told", 5, STEPS, settings=paper)
+    )
+    settings = report(run, "told")["settings"]
+    assert settings["strategy"] == "flow_ttrl"
+    assert settings["keep_better"]
+    assert settings["micro_batch"] == 2
+    parameters = settings["parameters"]
+    assert (parameters["beta1"], parameters["beta2"], parameters["clip"]) == (0.01, 0.0, 0.1)
+    assert parameters["noise_range"] == [1.5, 0.4]
+    again = graphs.search("again", 5, STEPS, settings_json=json.dumps(settings))
+    run = ran(server, graphs.demo(), again)
+    assert report(run, "again")["settings"] == settings
+    assert torch.equal(saved(server, "told"), saved(server, "again"))
+
+
 def test_search_is_reproducible(server):
     demo = graphs.demo()
     ran(server, demo, graphs.search("first", 5, STEPS))
@@ -92,20 +216,72 @@ def test_search_is_reproducible(server):
     assert not torch.equal(saved(server, "first"), saved(server, "other"))
 
 
-def test_exact_gradients_run_and_leave_the_host_as_it_was(server):
-    demo = graphs.demo()
-    ran(server, demo, graphs.stock("before-exact", 8, STEPS))
-    ran(server, demo, graphs.search("paper", 5, STEPS, preset="paper v1"))
+@pytest.mark.parametrize(("architecture", "cfg"), ARCHITECTURES.items())
+def test_exact_gradients_run_and_leave_the_host_as_it_was(server, architecture, cfg):
+    demo = graphs.demo(architecture, batch=2)
+    ran(server, demo, graphs.stock("before-exact", 8, STEPS, cfg))
+    paper = graphs.defaults(server, "TTRLPaperSettings")
+    run = ran(server, demo, graphs.search("paper", 5, STEPS, cfg, settings=paper))
+    assert report(run, "paper")["cost"]["backwards"] > 0
     assert not torch.equal(saved(server, "paper"), saved(server, "paper-plain"))
-    ran(server, demo, graphs.stock("after-exact", 8, STEPS, denoise=0.9999999))
+    ran(server, demo, graphs.stock("after-exact", 8, STEPS, cfg, denoise=0.9999999))
     assert torch.equal(saved(server, "before-exact"), saved(server, "after-exact"))
 
 
-def test_batch_item_equals_a_single_run_up_to_rounding(server):
-    ran(server, graphs.demo(batch=2), graphs.search("pair", 9, STEPS))
-    ran(server, graphs.demo(batch=1), graphs.search("single", 9, STEPS))
-    pair, single = saved(server, "pair"), saved(server, "single")
-    assert torch.allclose(pair[:1], single, atol=5e-3)
+@pytest.mark.parametrize("strategy", ["steered", "rbf", "flow_ttrl"])
+def test_batch_item_equals_a_single_run(server, strategy):
+    """Each of three images, with its own noise, image and mask; rbf leaves items out on the way."""
+    graph = {**graphs.demo(batch=3), **graphs.inpainting(3)}
+    inputs = {"denoise": 0.9}
+    graph |= graphs.search("trio", 9, STEPS, inputs=inputs, strategy=strategy)
+    for item in range(3):
+        inputs = {"denoise": 0.9, "latent_image": [f"item {item}", 0]}
+        graph |= graphs.only(item)
+        graph |= graphs.search(f"single{item}", 9, STEPS, inputs=inputs, strategy=strategy)
+    run = ran(server, graph)
+    trio, plain = saved(server, "trio"), saved(server, "trio-plain")
+    for item in range(3):
+        single = saved(server, f"single{item}")[0]
+        assert not torch.allclose(single, plain[item], atol=10 * ROUNDING)
+        assert torch.allclose(trio[item], single, atol=ROUNDING), item
+        reward = report(run, f"single{item}")["rewards"][0]
+        assert report(run, "trio")["rewards"][item] == pytest.approx(reward, abs=ROUNDING)
+
+
+def test_no_toggle_changes_the_searched_image(server):
+    ran(
+        server,
+        graphs.demo(batch=2),
+        graphs.search("usual", 9, STEPS),
+        graphs.search("alone", 9, STEPS, inputs={"baseline": False}),
+        graphs.search("small", 9, STEPS, micro_batch=1),
+        graphs.search("limited", 9, STEPS, max_seconds=3600.0, target_reward=1e5),
+    )
+    usual = saved(server, "usual")
+    assert torch.equal(saved(server, "alone"), usual)
+    assert torch.equal(saved(server, "limited"), usual)
+    assert torch.allclose(saved(server, "small"), usual, atol=ROUNDING)
+    assert not list((server.base / "output").glob("alone-plain*"))
+
+
+def test_keep_better_never_scores_below_plain(server):
+    """Also where the search does harm, and for each image of a batch."""
+    harm = graphs.defaults(server, "TTRLPaperSettings", scale_factor=1e5, gradient="jacobian_free")
+    harm["inputs"]["settings"] = ["limits", 0]
+    limits = {"limits": graphs.search_settings(keep_better=True)}
+    demo = graphs.demo(batch=4)
+    weak = graphs.search("weak", 4, STEPS, keep_better=True, strategy="particles", budget=2.0)
+    run = ran(server, demo, limits, weak, graphs.search("harm", 4, STEPS, settings=harm))
+    for name in ("weak", "harm"):
+        told = report(run, name)
+        assert all(a >= b for a, b in zip(told["rewards"], told["plain_rewards"], strict=True))
+        latent, plain = saved(server, name), saved(server, f"{name}-plain")
+        for item, kept in enumerate(told["kept_plain"]):
+            assert torch.equal(latent[item], plain[item]) == kept
+    assert all(report(run, "harm")["kept_plain"])
+
+
+# On the way
 
 
 def test_interrupt_stops_at_once_and_the_next_run_is_right(server):
@@ -119,37 +295,75 @@ def test_interrupt_stops_at_once_and_the_next_run_is_right(server):
                 asked.append(time.monotonic())
                 server.post("/interrupt", {})
 
-    long = graphs.search("cut", 11, 400)
+    long = graphs.search("cut", 11, 400, keep_better=True)
     run = server.run({**demo, **long}, on_message=interrupt)
     assert asked
+    assert time.monotonic() - asked[0] < 5
     assert "execution_interrupted" in run.kinds()
     assert not run.history["status"]["completed"]
-    assert not list((server.base / "output").glob("cut_*"))
+    assert not list((server.base / "output").glob("cut*"))
     assert not run.history["outputs"]
     ran(server, demo, graphs.search("whole-again", 11, STEPS, target_reward=1e5))
     assert torch.equal(saved(server, "whole"), saved(server, "whole-again"))
 
 
-def test_progress_and_previews_arrive(server):
-    run = ran(server, graphs.demo(), graphs.search("seen", 12, STEPS))
-    values = [m["data"]["value"] for m in run.messages if m["type"] == "progress"]
-    assert values and values[-1] == STEPS
-    assert run.previews >= STEPS
+def test_progress_and_previews_arrive(server, strategies):
+    for strategy in strategies:
+        run = ran(server, graphs.demo(), graphs.search("seen", 12, STEPS, strategy=strategy))
+        told = [m["data"] for m in run.messages if m["type"] == "progress"]
+        values = [data["value"] for data in told if data["node"] == "seen search"]
+        assert values == sorted(values), strategy
+        assert values[0] >= 1
+        assert values[-1] == STEPS or report(run, "seen")["cost"]["times_plain"] < 5.9
+        assert values[-1] <= STEPS
+        assert run.previews >= STEPS
+
+
+# What is refused
 
 
 def test_errors_come_before_the_first_model_call(server):
     demo = graphs.demo()
-    wrong_prompt = graphs.search("bad", 1, STEPS)
-    wrong_prompt["bad search"]["inputs"]["prompt"] = "a cat"
-    run = server.run({**demo, **wrong_prompt})
-    assert run.status == "error"
-    assert "expected a prompt in the words" in run.error
-    assert "progress" not in run.kinds()
+    wrong_prompt = graphs.search("bad", 1, STEPS, inputs={"prompt": "a cat"})
+    assert "expected a prompt in the words" in refused(server, demo, wrong_prompt)
+    not_json = graphs.search("bad", 1, STEPS, settings_json="budget: 3")
+    assert "expected settings_json to be JSON" in refused(server, demo, not_json)
+    unknown = graphs.search("bad", 1, STEPS, settings_json='{"strategy": "guessing"}')
+    assert "expected a strategy out of steered" in refused(server, demo, unknown)
+    half = graphs.search("bad", 1, STEPS, settings_json='{"budget": 0.5}')
+    assert "expected budget within 1..1000" in refused(server, demo, half)
+    paper = graphs.defaults(server, "TTRLPaperSettings", group_size=1)
+    alone = graphs.search("bad", 1, STEPS, settings=paper)
+    assert "expected group_size within 2..256" in refused(server, demo, alone)
 
-    too_little = graphs.search("bad", 1, STEPS, max_calls=STEPS - 1)
-    run = server.run({**demo, **too_little})
-    assert "expected max_calls of at least" in run.error
-    assert "progress" not in run.kinds()
+
+def test_a_target_needs_a_reward_of_fixed_scale(server):
+    zeros = dict.fromkeys(
+        ("black", "contrast", "jpeg_compressibility", "jpeg_incompressibility"), 0.0
+    )
+    weights = {f"weight_{letter}": 1.0 for letter in "abcdefgh"}
+    inputs = {**zeros, **weights, "white": 1.0, "verifier": 1.0, "scorer": 0.0, "mode": "rank"}
+    mixer = {"mixer": {"class_type": "TTRLRewardMixer", "inputs": inputs}}
+    search = graphs.search("bad", 1, STEPS, inputs={"reward": ["mixer", 0]}, target_reward=0.9)
+    assert "take mode 'raw' or clear it" in refused(server, graphs.demo(), mixer, search)
+
+
+def patched(server, class_type: str, **inputs) -> dict:
+    node = {"class_type": class_type, "inputs": {"model": ["model", 0], **inputs}}
+    search = graphs.search("bad", 1, STEPS, inputs={"model": ["patched", 0]})
+    return {**graphs.demo(), "patched": node, **search}
+
+
+def test_a_model_of_another_kind_is_refused(server):
+    graph = patched(server, "ModelSamplingDiscrete", sampling="eps", zsnr=False)
+    assert "Expected a flow-matching MODEL" in refused(server, graph)
+
+
+def test_a_model_on_scaled_noise_is_refused(server):
+    if "ModelNoiseScale" not in server.get("/object_info").json():
+        pytest.skip("this host has no scaled noise")
+    graph = patched(server, "ModelNoiseScale", noise_scale=8.0)
+    assert "got one of 8" in refused(server, graph)
 
 
 def test_mixer_mixes(server):
@@ -187,12 +401,9 @@ def test_mixer_mixes(server):
 
 
 def test_plot_draws_the_report(server):
-    graph = {**graphs.demo(), **graphs.search("plotted", 4, STEPS)}
-    graph["plot"] = {
-        "class_type": "TTRLRewardPlot",
-        "inputs": {"report": ["plotted search", 2], "item": 0},
-    }
-    graph["shown"] = {"class_type": "PreviewImage", "inputs": {"images": ["plot", 0]}}
-    run = ran(server, graph)
-    image = run.output("shown")["images"][0]
+    run = ran(server, graphs.demo(), graphs.search("plotted", 4, STEPS))
+    image = run.output("plotted plotted")["images"][0]
     assert server.view(image)[:4] == b"\x89PNG"
+    told = report(run, "plotted")
+    assert told["reward"]["weights"] == {"verifier": 1.0}
+    assert told["search_steps"]

@@ -1,12 +1,34 @@
-"""What the tests look through: a flow that remembers its calls, and what to hold them against."""
+"""What the tests look through: flows that wrap another, and what to hold their calls against."""
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import dataclass
+
+import pytest
 import torch
 from torch import Tensor
 
-from flow_ttrl.sampling import KeyedNoise, RewardBatch, search, updates
-from flow_ttrl.sampling.steps import Step, cps_step, matched_step, midpoint_step, sde_step
+from flow_ttrl.sampling import STRATEGIES, Run, SearchSettings, make_settings, updates
+from flow_ttrl.sampling.noise import KeyedNoise, item_keys
+
+search_module = importlib.import_module("flow_ttrl.sampling.search")  # its name is the function's
+
+EACH = pytest.mark.parametrize("strategy", STRATEGIES)
+ADAPTING = ("rbf",)
+"""Strategies whose cost depends on the rewards."""
+SELECTING = [name for name in STRATEGIES if name not in ("flow_ttrl", "reward_gradient")]
+"""Strategies that choose among candidates; the others move one latent."""
+
+
+def only_search(strategy: str, **changes) -> SearchSettings:
+    """Settings whose result is the search's own: no plain sample is made or kept."""
+    return make_settings(strategy, **{"keep_better": False} | changes)
+
+
+def keyed_noise(seed: int, noise: Tensor) -> KeyedNoise:
+    """The draws of a search of ``noise``, made anew."""
+    return KeyedNoise(seed, item_keys(noise))
 
 
 class Wrapped:
@@ -16,54 +38,121 @@ class Wrapped:
         self.flow = flow
         self.sigmas, self.forwards_per_call = flow.sigmas, flow.forwards_per_call
 
-    def velocity(self, x: Tensor, sigma: float) -> Tensor:
-        return self.flow.velocity(x, sigma)
+    def start(self, noise, item):
+        return self.flow.start(noise, item)
+
+    def velocity(self, x, sigma, item):
+        return self.flow.velocity(x, sigma, item)
+
+    def decode(self, x0, item):
+        return self.flow.decode(x0, item)
+
+    def score(self, images, item):
+        return self.flow.score(images, item)
+
+    def totals(self, values, seen):
+        return self.flow.totals(values, seen)
 
     def gradients(self):
         return self.flow.gradients()
 
-    def decode(self, x0: Tensor) -> Tensor:
-        return self.flow.decode(x0)
+    def image_gradients(self):
+        return self.flow.image_gradients()
 
-    def score(self, images: Tensor) -> RewardBatch:
-        return self.flow.score(images)
+
+@dataclass(frozen=True)
+class Call:
+    x: Tensor
+    sigma: float
+    item: Tensor
 
 
 class Recorder(Wrapped):
-    """Remembers the latents and level of every velocity call."""
+    """Remembers every velocity call, and how many images were decoded and scored."""
 
     def __init__(self, flow):
         super().__init__(flow)
-        self.calls: list[tuple[Tensor, float]] = []
+        self.calls: list[Call] = []
+        self.decoded = self.scored = 0
 
-    def velocity(self, x: Tensor, sigma: float) -> Tensor:
-        self.calls.append((x.detach().clone(), sigma))
-        return super().velocity(x, sigma)
+    def velocity(self, x, sigma, item):
+        self.calls.append(Call(x.detach().clone(), sigma, item.clone()))
+        return super().velocity(x, sigma, item)
+
+    def decode(self, x0, item):
+        self.decoded += len(x0)
+        return super().decode(x0, item)
+
+    def score(self, images, item):
+        self.scored += len(images)
+        return super().score(images, item)
 
     def at(self, sigma: float, rows: int) -> list[Tensor]:
         """Latents of the calls at level ``sigma`` with that many rows, in order."""
-        return [x for x, level in self.calls if level == sigma and len(x) == rows]
+        return [call.x for call in self.calls if call.sigma == sigma and len(call.x) == rows]
 
 
 class Rewarded(Wrapped):
-    """A flow whose total reward is passed through a function."""
+    """A flow whose rewards [N] are passed through ``change``."""
 
     def __init__(self, flow, change):
         super().__init__(flow)
         self.change = change
 
-    def score(self, images: Tensor) -> RewardBatch:
-        return RewardBatch(self.change(super().score(images).total))
+    def score(self, images, item):
+        return {name: self.change(v) for name, v in super().score(images, item).items()}
 
 
-class Events:
-    """An ``on_step`` that keeps what it is told."""
+class Telling(Wrapped):
+    """A flow whose reward is ``tell(number)`` of the how manieth image of a run it is."""
 
-    def __init__(self):
-        self.seen = []
+    def __init__(self, flow, tell):
+        super().__init__(flow)
+        self.tell, self.told = tell, 0
 
-    def __call__(self, event):
-        self.seen.append(event)
+    def score(self, images, item):
+        numbers = range(self.told, self.told + len(images))
+        self.told += len(images)
+        told = torch.tensor([float(self.tell(number)) for number in numbers])
+        # keeps a gradient where there is one, for what differentiates it
+        return {n: 0 * value.nan_to_num() + told for n, value in super().score(images, item).items()}
+
+
+class Weighted(Wrapped):
+    """A model with a weight that wants a gradient, and a note of the calls that autograd saw."""
+
+    def __init__(self, flow):
+        super().__init__(flow)
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.graphs = 0
+
+    def velocity(self, x, sigma, item):
+        v = self.weight * super().velocity(x, sigma, item)
+        self.graphs += v.requires_grad
+        return v
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One look-ahead of a population: latents [P, B, ...], their level, their totals [P, B]."""
+
+    x: Tensor
+    index: int
+    totals: Tensor
+
+
+def spy_on_look_aheads(monkeypatch, flow) -> list[Looked]:
+    """Every look-ahead that runs of ``flow`` make from now on, in order; all else is as before."""
+    seen, original = [], Run.look_ahead
+
+    def spied(run, x, index, *args, **keywords):
+        look = original(run, x, index, *args, **keywords)
+        if run.flow is flow:  # and not a plan's
+            seen.append(Looked(x.clone(), index, run.totals(look.values)))
+        return look
+
+    monkeypatch.setattr(Run, "look_ahead", spied)
+    return seen
 
 
 def spy_on_losses(monkeypatch) -> list[tuple[str, Tensor]]:
@@ -83,47 +172,21 @@ def spy_on_losses(monkeypatch) -> list[tuple[str, Tensor]]:
     return seen
 
 
-def evolution(record, seed: int, like: Tensor) -> Tensor:
-    """sum_g A_g eps_g [B, ...] of one search step, from the record and the noise's keys alone."""
-    rewards = torch.tensor(record.rewards).T
-    advantage = (rewards - rewards.mean(0)) / (rewards.std(0) + 1e-4)
-    noise = KeyedNoise(seed).group(record.index, len(rewards), like)
-    return torch.einsum("gb,gb...->b...", advantage, noise)
+def euler(flow, x: Tensor, index: int = 0) -> Tensor:
+    """``x`` [B, ...] sampled from level ``index`` to the last, written out."""
+    levels = flow.sigmas.tolist()
+    for s, s_next in zip(levels[index:], levels[index + 1 :], strict=False):
+        if s_next < s:
+            x = x + flow.velocity(x, s, torch.arange(len(x))) * (s_next - s)
+    return x
+
+
+def stop_after(steps: int):
+    """A ``finish_now`` that says yes after so many times."""
+    answers = iter([False] * steps)
+    return lambda: next(answers, True)
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosine between the items of two batches [B]."""
     return torch.cosine_similarity(a.flatten(1), b.flatten(1))
-
-
-def label(settings) -> str:
-    """Settings as a test's id."""
-    return f"{settings.preset}-v{settings.version}"
-
-
-def step_of(settings, record, sigmas: Tensor) -> Step:
-    """The stochastic step that a search step's candidates were drawn by."""
-    s, s_next = (float(sigma) for sigma in sigmas[record.index : record.index + 2])
-    if settings.step == "sde":
-        return sde_step(s, s_next, record.eta, float(sigmas[1]))
-    kinds = {"cps": cps_step, "midpoint": midpoint_step, "matched": matched_step}
-    return kinds[settings.step](s, s_next, record.eta)
-
-
-def applied_updates(flow, x: Tensor, settings, seed: int = 0):
-    """Runs a search of one item and yields (record, latent, how the update moved it) by step.
-
-    A steered step moves the latent off the stochastic step's mean; any other update moves it at
-    its own level, where the model is then asked for its velocity.
-    """
-    recorder, events = Recorder(flow), Events()
-    result = search(recorder, x, settings, KeyedNoise(seed), on_step=events)
-    for record in result.records:
-        index, sigma = record.index, record.sigma
-        latent = events.seen[index].latent
-        if settings.update == "steered":
-            step = step_of(settings, record, flow.sigmas)
-            moved = events.seen[index + 1].latent - step.mean(latent, flow.velocity(latent, sigma))
-        else:
-            moved = recorder.at(sigma, 1)[-1] - latent
-        yield record, latent, moved

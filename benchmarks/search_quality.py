@@ -1,0 +1,321 @@
+"""How good each strategy is for what it costs, against every rival at the same budget.
+
+    python benchmarks/search_quality.py --table            # the committed table; hours, resumable
+    python benchmarks/search_quality.py --quick            # a smoke test of three minutes
+    python benchmarks/search_quality.py --strategies steered drafts --budgets 6 --half dev
+
+A *cell* is one strategy at one budget on one architecture with one driver. Every finished cell is
+written to --out at once and is not run again; the same seed gives every strategy the same plain
+sample. Plain sampling is the cell of ``best_of_n`` at budget 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from worlds import WORLDS, octave_energies
+
+from flow_ttrl.sampling import STRATEGIES, make_settings, search
+
+TABLE = Path(__file__).parents[1] / "docs" / "search_quality.json"
+BATCH = 10
+"""Tasks run side by side; results do not depend on it beyond rounding."""
+
+FINALISTS = ("steered", "drafts", "zero_order", "evolution")
+"""The best four of the development half, which the table has at every budget."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement; ``parameters`` are changes to the strategy's own, for tuning."""
+
+    world: str
+    arch: str
+    driver: str
+    strategy: str
+    budget: float
+    steps: int
+    n: int
+    half: str
+    seed: int
+    parameters: tuple[tuple[str, object], ...] = ()
+
+    def key(self) -> dict:
+        return {**asdict(self), "parameters": dict(self.parameters)}
+
+
+def table_cells(n: int, half: str, seed: int) -> list[Cell]:
+    """The committed table: see docs/METHOD.md."""
+    main = (("sd3", "verifier"), ("flux", "scorer"))
+    rest = (("flux", "verifier"), ("sd3", "scorer"))
+    wanted = [(pair, "best_of_n", 1.0, 20) for pair in main]
+    wanted += [(pair, s, 6.0, 20) for s in STRATEGIES for pair in main]
+    wanted += [(pair, "best_of_n", 1.0, 20) for pair in rest]
+    wanted += [(pair, s, 6.0, 20) for s in FINALISTS for pair in rest]
+    wanted += [
+        (pair, s, 6.0, t) for t in (4, 8) for s in (*FINALISTS, "best_of_n") for pair in main
+    ]
+    wanted += [(pair, s, b, 20) for b in (3.0, 2.0, 4.0) for s in FINALISTS for pair in main]
+    wanted += [(pair, "best_of_n", 8.0, 20) for pair in main]
+    wanted += [(pair, s, 8.0, 20) for s in FINALISTS for pair in main]
+    wanted += [(pair, s, 12.0, 20) for s in ("steered", "best_of_n") for pair in main]
+    cells = [Cell("tiny", *pair, s, b, t, n, half, seed) for pair, s, b, t in wanted]
+    return [cell for cell in dict.fromkeys(cells) if _possible(cell)]
+
+
+def _possible(cell: Cell) -> bool:
+    """The verifier has no gradient to follow."""
+    needs = STRATEGIES[cell.strategy].needs_image_gradients
+    return not (needs and cell.driver in ("verifier", "mix"))
+
+
+def _world(name: str):
+    if name in WORLDS:
+        return WORLDS[name]()
+    module, _, factory = name.partition(":")
+    return getattr(importlib.import_module(module), factory)()
+
+
+def run_chunk(job: tuple[Cell, int, int]) -> dict:
+    """Tasks ``first`` and on of a cell: what each came to, and what they cost together."""
+    cell, first, count = job
+    world = _world(cell.world)
+    tasks = world.tasks(cell.half, cell.n)[first : first + count]
+    flow = world.flow(cell.arch, tasks, cell.driver, cell.steps)
+    noise = world.noise(cell.arch, cell.seed, first, count)
+    settings = make_settings(
+        cell.strategy, budget=cell.budget, keep_better=False, **dict(cell.parameters)
+    )
+    result = search(flow, noise, settings, seed=cell.seed)
+    with torch.no_grad():
+        images = flow.decode(result.latents, torch.arange(count))
+    hits, driver, other = world.verdicts(cell.arch, images, tasks, cell.driver)
+    return {
+        "first": first,
+        "hits": hits,
+        "driver": driver,
+        "other": other,
+        "cost": asdict(result.cost),
+        "energies": octave_energies(result.latents).tolist(),
+    }
+
+
+def run_cell(cell: Cell, pool) -> dict:
+    """A row of the table."""
+    began = time.monotonic()
+    jobs = [(cell, first, min(BATCH, cell.n - first)) for first in range(0, cell.n, BATCH)]
+    parts = sorted(pool.imap_unordered(run_chunk, jobs), key=lambda part: part["first"])
+    hits, driver, other, energies = (
+        [value for part in parts for value in part[name]]
+        for name in ("hits", "driver", "other", "energies")
+    )
+    cost = {k: sum(part["cost"][k] for part in parts) / cell.n for k in parts[0]["cost"]}
+    calls = cost["model_calls"] + 2 * cost["backwards"]
+    low, high = interval([float(hit) for hit in hits]) if hits else (None, None)
+    return {
+        **cell.key(),
+        "accuracy": _mean(hits),
+        "ci_low": low,
+        "ci_high": high,
+        "driver_reward": _mean(driver),
+        "other_reward": _mean(other),
+        "calls": calls,
+        "forwards": cost["forwards"],
+        "decodes": cost["decodes"],
+        "calls_and_decodes": round(calls + cost["decodes"] / 3, 2),
+        "octave_energies": [round(e, 4) for e in torch.tensor(energies).mean(0).tolist()],
+        "hits": "".join(str(int(hit)) for hit in hits),
+        "rewards": [round(value, 4) for value in driver],
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _mean(values: list) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def interval(values: list[float], resamples: int = 4000) -> tuple[float, float]:
+    """95% bootstrap interval of the mean of ``values``, one a task."""
+    generator = torch.Generator().manual_seed(0)
+    data = torch.tensor(values, dtype=torch.float64)
+    rows = torch.randint(len(data), (resamples, len(data)), generator=generator)
+    low, high = data[rows].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return round(low.item(), 4), round(high.item(), 4)
+
+
+PAIRED = ("world", "arch", "driver", "steps", "n", "half", "seed")
+
+
+def compared(rows: list[dict]) -> list[dict]:
+    """Rows with typicality and wins against plain sampling of the same starts, where it is there.
+
+    ``typicality`` is the energy of each octave over plain sampling's; ``wins`` the share of tasks
+    on which the driving reward beats plain's, beside which stands N / (N + 1), best-of-N's.
+    """
+    plain = {
+        tuple(row[k] for k in PAIRED): row
+        for row in rows
+        if row["strategy"] == "best_of_n" and row["budget"] == 1
+    }
+    out = []
+    for row in rows:
+        base, more = plain.get(tuple(row[k] for k in PAIRED)), {}
+        if base and base is not row:
+            pairs = zip(row["octave_energies"], base["octave_energies"], strict=True)
+            wins = [a > b for a, b in zip(row["rewards"], base["rewards"], strict=True)]
+            times = row["budget"]
+            more = {
+                "typicality": [round(a / b, 3) for a, b in pairs],
+                "wins": _mean(wins),
+                "best_of_n_wins": round(times / (times + 1), 4),
+            }
+        out.append(row | more)
+    return out
+
+
+def difference(row: dict, rival: dict) -> tuple[float, float, float]:
+    """Paired difference of accuracy (of rewards, without verdicts) and its 95% interval."""
+    scale = float if row["hits"] else None
+    ours, theirs = ([scale(h) for h in r["hits"]] if scale else r["rewards"] for r in (row, rival))
+    gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return (_mean(gaps), *interval(gaps))
+
+
+def table(rows: list[dict]) -> str:
+    """Rows as text, by world, driver, steps and budget, with steered's lead in each."""
+    lines = [
+        "world    arch     driver    steps budget strategy         accuracy  [95%]          driver"
+        "  other   calls  +dec/3  wins  steered leads by"
+    ]
+    order = ("world", "arch", "driver", "steps", "budget")
+    for row in sorted(compared(rows), key=lambda r: [str(r[k]).zfill(8) for k in order]):
+        same = [r for r in rows if all(r[k] == row[k] for k in (*PAIRED, "budget"))]
+        ours = next((r for r in same if r["strategy"] == "steered" and not r["parameters"]), None)
+        lead = ""
+        if ours and row["strategy"] != "steered":
+            gap, low, high = difference(ours, row)
+            lead = f"{gap:+.3f} [{low:+.3f}, {high:+.3f}]"
+        span = f"[{_short(row['ci_low'])}, {_short(row['ci_high'])}]"
+        lines.append(
+            f"{row['world']:8s} {row['arch']:8s} {row['driver']:9s} {row['steps']:5d} "
+            f"{row['budget']:6.1f} {row['strategy']:16s} {_short(row['accuracy']):8s}  {span:14s} "
+            f"{row['driver_reward']:6.3f}  {_short(row['other_reward']):5s}  {row['calls']:6.1f}  "
+            f"{row['calls_and_decodes']:6.1f}  {_short(row.get('wins')):5s} {lead}"
+            + (f"  {row['parameters']}" if row["parameters"] else "")
+        )
+    return "\n".join(lines)
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def main() -> None:
+    args = _arguments()
+    out = args.out
+    rows = json.loads(out.read_text("utf-8")) if out.exists() else []
+    known = {json.dumps(_key(row)) for row in rows}
+    cells = _cells(args)
+    with multiprocessing.get_context("spawn").Pool(args.jobs, torch.set_num_threads, (1,)) as pool:
+        for number, cell in enumerate(cells, 1):
+            if json.dumps(_key(cell.key())) in known:
+                continue
+            row = run_cell(cell, pool)
+            rows.append(row)
+            _write(out, rows)
+            sys.stderr.write(
+                f"{number} of {len(cells)}: {cell.arch} {cell.driver} {cell.steps} steps "
+                f"{cell.strategy} {cell.budget:g}x {dict(cell.parameters) or ''} accuracy "
+                f"{row['accuracy']} reward {row['driver_reward']} other {row['other_reward']} "
+                f"calls {row['calls']:.1f} decodes {row['decodes']:.1f} in {row['seconds']:.0f} s\n"
+            )
+    wanted = {json.dumps(_key(cell.key())) for cell in cells}
+    shown = [row for row in rows if json.dumps(_key(row)) in wanted]
+    sys.stdout.write((json.dumps(compared(shown)) if args.json else table(shown)) + "\n")
+
+
+def _key(row: dict) -> dict:
+    return {name: row[name] for name in Cell.__dataclass_fields__}
+
+
+def _write(path: Path, rows: list[dict]) -> None:
+    """Whole or not at all, a row a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    partial.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _cells(args) -> list[Cell]:
+    if args.table:
+        return table_cells(args.prompts or 150, args.half or "test", args.seed)
+    world = _world(args.world)
+    pairs = [
+        (arch, driver)
+        for arch, driver in world.cells
+        if (not args.arch or arch in args.arch) and (not args.driver or driver in args.driver)
+    ]
+    if args.quick:
+        pairs = pairs[:2]
+    n = args.prompts or (20 if args.quick else 60)
+    parameters = tuple(json.loads(args.parameters).items()) if args.parameters else ()
+    parameters = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in parameters)
+    cells = [
+        Cell(args.world, arch, driver, strategy, budget, steps, n, args.half or "dev", args.seed)
+        for arch, driver in pairs
+        for steps in args.steps
+        for strategy, budget in [
+            ("best_of_n", 1.0),
+            *((s, b) for b in args.budgets for s in args.strategies),
+        ]
+    ]
+    if parameters:
+        own = {f for f in STRATEGIES[args.strategies[0]].parameters.__dataclass_fields__}
+        if len(args.strategies) > 1 or not {name for name, _ in parameters} <= own:
+            raise SystemExit("--parameters goes with one strategy that has them")
+        cells = [
+            Cell(**{**asdict(c), "parameters": parameters}) if c.budget > 1 else c for c in cells
+        ]
+    return [cell for cell in dict.fromkeys(cells) if _possible(cell)]
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", action="store_true", help="all cells of the committed table")
+    parser.add_argument("--quick", action="store_true", help="20 tasks of two cells")
+    parser.add_argument("--world", default="tiny", help="tiny, gaussian or package.module:factory")
+    parser.add_argument(
+        "--strategies", nargs="+", default=["steered", "drafts"], choices=STRATEGIES
+    )
+    parser.add_argument("--budgets", nargs="+", type=float, default=[6.0])
+    parser.add_argument("--steps", nargs="+", type=int, default=[20])
+    parser.add_argument("--arch", nargs="+")
+    parser.add_argument("--driver", nargs="+")
+    parser.add_argument("--half", choices=("dev", "test"), help="default: dev; --table: test")
+    parser.add_argument("--prompts", type=int, metavar="N", help="tasks; default: 60, --table 150")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parameters", metavar="JSON", help="changes to the strategy's own")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--out", type=Path, help="default: docs/search_quality.json for --table")
+    parser.add_argument("--json", action="store_true", help="the rows as JSON")
+    args = parser.parse_args()
+    if args.out is None:
+        args.out = TABLE if args.table else Path("out") / "search_quality.json"
+    return args
+
+
+if __name__ == "__main__":
+    random.seed(0)
+    main()

@@ -1,0 +1,110 @@
+"""The plain sample beside the search: kept where it is better, made alike, and counted apart."""
+
+import pytest
+import torch
+from gaussian_world import REWARDS, GaussianWorld
+from probes import EACH, Rewarded, Telling, Wrapped
+
+from flow_ttrl.sampling import Cost, make_settings, sample, search, shifted_sigmas
+
+
+class Misled(Wrapped):
+    """A flow that turns the rewards round until its plain sample, which it is asked for last."""
+
+    def __init__(self, flow, plain):
+        super().__init__(flow)
+        self.plain = plain
+
+    def score(self, images, item):
+        values = super().score(images, item)
+        true = torch.stack([(self.plain == image).all((1, 2, 3)).any() for image in images])
+        return {name: torch.where(true, value, value - 100) for name, value in values.items()}
+
+
+@EACH
+@pytest.mark.parametrize("reward", REWARDS)
+def test_never_below_the_plain_sample(strategy, reward):
+    world = GaussianWorld(16, steps=8, reward=reward)
+    x = world.noise(6)
+    plain = sample(world, x)
+    result = search(world, x, make_settings(strategy, budget=2.0))
+    assert (result.rewards >= world.judged(plain)).all()
+    torch.testing.assert_close(result.rewards, world.judged(result.latents))
+    kept = torch.tensor(result.kept_plain)
+    assert torch.equal(result.latents[kept], plain[kept])
+    assert torch.equal(result.rewards[kept], result.plain_rewards[kept])
+
+
+@EACH
+def test_a_plain_sample_that_is_better_is_kept_bit_by_bit(strategy):
+    """Where the search is led to believe that only the plain image is any good."""
+    world = GaussianWorld(8, steps=8)
+    x = world.noise(3)
+    plain = sample(world, x)
+    flow = Misled(world, world.decode(plain, torch.arange(3)))
+    result = search(flow, x, make_settings(strategy, budget=3.0))
+    assert torch.equal(result.latents, plain)
+    assert torch.equal(result.rewards, world.judged(plain))
+    if strategy != "best_of_n":  # whose first sample it is
+        assert result.kept_plain == [True] * 3
+
+
+@EACH
+def test_nothing_of_the_search_depends_on_the_plain_sample(strategy):
+    """Asked for or not, kept or not: the searched latents, the cost and the plan are the same."""
+    world = GaussianWorld(8, steps=10, prompts=4)
+    x, results = world.noise(4), {}
+    for keep_better in (False, True):
+        for baseline in (False, True):
+            settings = make_settings(strategy, budget=3.0, keep_better=keep_better)
+            results[keep_better, baseline] = search(world, x, settings, seed=3, baseline=baseline)
+    alone = results[False, False]
+    assert alone.plain is alone.plain_rewards is alone.kept_plain is None
+    for (keep_better, baseline), result in results.items():
+        kept = torch.tensor(result.kept_plain or [False] * 4)
+        assert torch.equal(result.latents[~kept], alone.latents[~kept])
+        assert torch.equal(result.rewards[~kept], alone.rewards[~kept])
+        assert (result.cost, result.planned) == (alone.cost, alone.planned)
+        assert [r.rewards for r in result.records] == [r.rewards for r in alone.records]
+        if keep_better or baseline:
+            assert torch.equal(result.plain.latents, sample(world, x))
+            torch.testing.assert_close(result.plain_rewards, world.judged(sample(world, x)))
+
+
+@EACH
+@pytest.mark.parametrize("tail", [0, 1])
+def test_the_plain_samples_cost_is_told_apart(strategy, tail):
+    """One sample, decode and reward an item; nothing where the strategy makes it anyway."""
+    sigmas = shifted_sigmas(10).tolist()[: 11 - 3 * tail]
+    world, steps = GaussianWorld(8, sigmas=sigmas), 10 - 3 * tail
+    result = search(world, world.noise(2), make_settings(strategy, budget=3.0), baseline=True)
+    calls = 2 * (steps + tail)
+    expected = Cost(model_calls=calls, decodes=2, rewards=2, forwards=calls)
+    assert result.plain.cost == (Cost() if strategy == "best_of_n" else expected)
+    assert result.report()["plain_calls"] == result.plain.cost.calls
+
+
+def test_a_broken_result_is_not_the_better_one():
+    """A searched image whose own reward is NaN gives way to a plain sample that has one."""
+    world = GaussianWorld(8, steps=10)
+    free = search(world, world.noise(), make_settings("glass", budget=3.0, keep_better=False))
+    last = free.cost.rewards - 1
+    flow = Telling(world, lambda number: float("nan") if number == last else 0.5)
+    result = search(flow, world.noise(), make_settings("glass", budget=3.0))
+    assert result.kept_plain == [True]
+    assert torch.equal(result.latents, sample(world, world.noise()))
+
+
+def test_a_broken_plain_sample_is_not_the_better_one():
+    world = GaussianWorld(8, steps=10)
+    free = search(world, world.noise(), make_settings("glass", budget=3.0, keep_better=False))
+    flow = Telling(world, lambda number: 0.5 if number < free.cost.rewards else float("nan"))
+    result = search(flow, world.noise(), make_settings("glass", budget=3.0))
+    assert result.kept_plain == [False]
+    assert result.rewards.item() == 0.5
+
+
+def test_a_tie_keeps_what_was_searched():
+    flow = Rewarded(GaussianWorld(8, steps=10), lambda values: 0 * values)
+    result = search(flow, flow.flow.noise(2), make_settings("glass", budget=3.0))
+    assert result.kept_plain == [False, False]
