@@ -1,4 +1,4 @@
-# make env | demo | test | test-all | parity | host-test COMFYUI=path | browser-test COMFYUI=path | lint
+# make env | demo | test | test-all | bench | parity | host-test COMFYUI=path | browser-test COMFYUI=path | lint
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 PARITY := .venv-parity
 
-.PHONY: env demo test test-all parity host-test browser-test lint clean
+.PHONY: env demo test test-all bench parity host-test browser-test lint clean
 
 env: $(STAMP)
 
@@ -24,6 +24,11 @@ test: env
 
 test-all: env
 	$(BIN)/python -m pytest --ignore=tests/host --ignore=tests/browser
+
+# A few minutes' worth; `benchmarks/search_quality.py --table` makes the whole table.
+bench: env
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/search_quality.py --quick
 
 # Our scores against the official packages', which have an environment of their own. Takes about 20
 # minutes and 16 GB of disk in out/parity; not part of the tests.

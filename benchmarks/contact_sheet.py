@@ -3,7 +3,7 @@
     python benchmarks/contact_sheet.py
 
 Columns are held-out prompts of the development half; rows are the drawn data, SD3's and FLUX's
-plain samples and the same after a search (balanced, driven by the verifier).
+plain samples and the same after a search (the default, driven by the verifier).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from flow_ttrl.plots import to_pil
-from flow_ttrl.sampling import KeyedNoise, preset, sample, search
+from flow_ttrl.sampling import make_settings, search
 from flow_ttrl.world.diffusers import start_noise, world_flow
 from flow_ttrl.world.draw import draw
-from flow_ttrl.world.evaluate import driven_by
 from flow_ttrl.world.prompts import held_out, parse
+from flow_ttrl.world.rewards import driven_by
 
 TILE, GAP, LABEL, STEPS = 144, 8, 96, 20
 PROMPTS = held_out("dev", 8)
@@ -29,14 +29,13 @@ PROMPTS = held_out("dev", 8)
 def rows() -> dict[str, list[Image.Image]]:
     rng = random.Random(0)
     sheet = {"data": [to_pil(draw(parse(prompt), rng)) for prompt in PROMPTS]}
-    noise = KeyedNoise(0)
-    start = start_noise(noise, len(PROMPTS))
+    noise, settings = start_noise(0, len(PROMPTS)), make_settings(keep_better=False)
+    items = torch.arange(len(PROMPTS))
     for arch in ("sd3", "flux"):
         flow = world_flow(arch, PROMPTS, driven_by("verifier"), STEPS)
-        plain = sample(flow, start)
-        searched = search(flow, start, preset("balanced"), noise).latents
-        for name, latents in ((f"{arch} plain", plain), (f"{arch} searched", searched)):
-            sheet[name] = [to_pil(image) for image in flow.decode(latents)]
+        result = search(flow, noise, settings, baseline=True)
+        for name, latents in (("plain", result.plain.latents), ("searched", result.latents)):
+            sheet[f"{arch} {name}"] = [to_pil(image) for image in flow.decode(latents, items)]
     return sheet
 
 

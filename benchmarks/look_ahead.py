@@ -15,10 +15,9 @@ import sys
 import torch
 from torch import Tensor
 
-from flow_ttrl.sampling import KeyedNoise
 from flow_ttrl.world.diffusers import start_noise, world_flow
-from flow_ttrl.world.evaluate import driven_by
 from flow_ttrl.world.prompts import held_out
+from flow_ttrl.world.rewards import driven_by
 
 STEPS, STARTS = 20, 16
 LOOKS = ((0, 1), (0, 2), (0, 3), (0, 4), (0, 6), (4, 1), (8, 1), (12, 1))
@@ -29,22 +28,22 @@ def euler(flow, x: Tensor, stops: list[int]) -> Tensor:
     """``x`` at level ``stops[0]`` by Euler steps to each further level."""
     levels = flow.sigmas.tolist()
     for here, there in zip(stops, stops[1:], strict=False):
-        x = x + flow.velocity(x, levels[here]) * (levels[there] - levels[here])
+        v = flow.velocity(x, levels[here], torch.zeros(len(x), dtype=torch.long))
+        x = x + v * (levels[there] - levels[here])
     return x
 
 
 def correlations(arch: str, prompt: str, seed: int) -> Tensor:
     """Correlation of each of ``LOOKS`` with the finished image's grade over the starts."""
     flow = world_flow(arch, [prompt], driven_by("verifier"), STEPS)
-    noise = KeyedNoise(seed)
-    latents = [torch.cat([start_noise(noise, 1, variant) for variant in range(STARTS)])]
+    latents, item = [start_noise(seed, STARTS)], torch.zeros(STARTS, dtype=torch.long)
     for step in range(STEPS):
         latents.append(euler(flow, latents[-1], [step, step + 1]))
     images = [latents[-1]]
     for start, length in LOOKS:
         stops = [start + round(k * (STEPS - start) / length) for k in range(length + 1)]
         images.append(euler(flow, latents[start], stops))
-    grades = torch.stack([flow.score(flow.decode(x)).total for x in images])
+    grades = torch.stack([flow.score(flow.decode(x, item), item)["verifier"] for x in images])
     return torch.corrcoef(grades)[0, 1:].nan_to_num()
 
 

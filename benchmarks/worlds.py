@@ -11,6 +11,7 @@ from torch import Tensor
 from flow_ttrl.sampling import Flow
 from flow_ttrl.sampling.bands import Bands
 from flow_ttrl.world.diffusers import start_noise, world_flow
+
 try:
     from flow_ttrl.world.gaussian import REWARDS, GaussianWorld
 except ImportError:

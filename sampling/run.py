@@ -56,10 +56,17 @@ class Judged:
 
 @dataclass(frozen=True)
 class Look:
-    """What look-aheads came to: clean latents [P, B, ...] and their rewards [P, B]."""
+    """What look-aheads came to: clean latents [P, B, ...] and their rewards [P, B].
+
+    Attributes:
+        v: the velocity [P, B, ...] that they began with.
+        path: the latents [P, B, ...] on the way, by level.
+    """
 
     clean: Tensor
     values: Values
+    v: Tensor | None
+    path: dict[int, Tensor]
 
 
 @dataclass
@@ -178,6 +185,7 @@ class Run:
         steps: int,
         v: Tensor | None = None,
         active: Tensor | None = None,
+        stops: Sequence[int] = (),
     ) -> Look:
         """The images that ``x`` [P, B, ...] at level ``index`` comes to, judged.
 
@@ -185,19 +193,20 @@ class Run:
         the posterior mean, blurred while noise is high; a few draw nearly the final image. Each
         takes a model call, the first none where ``v`` is known.
         """
-        origin, start = x, index
-        last = len(self.levels) - 1
-        if index < last:
-            v = self.velocity(x, self.levels[index], active) if v is None else v
-        solver = Multistep()
-        for stop in spaced(index, last, steps):
+        origin, start, last = x, index, len(self.levels) - 1
+        if v is None and index < last:
+            v = self.velocity(x, self.levels[index], active)
+        first = v
+        solver, path = Multistep(), {}
+        for stop in stops or spaced(index, last, steps):
             x = solver.step(x, v, self.levels[index], self.levels[stop])
             index = stop
             if stop < last:
+                path[stop] = x
                 v = self.velocity(x, self.levels[stop], active)
         values = self.judge(x, active)
         self._offer(values, origin, start, x)
-        return Look(x, values)
+        return Look(x, values, first, path)
 
     def finished(self, state: State) -> State:
         """The last state with its rewards, judged where they are not known."""
@@ -260,7 +269,8 @@ class Run:
                 self.cost.backwards += len(x)
                 return torch.autograd.grad(v, leaf, c.clone())[0].detach()
 
-            yield v.detach(), pull
+            with torch.no_grad():
+                yield v.detach(), pull
 
     def reward_gradient(self, x: Tensor, index: int) -> Tensor:
         """d total / d ``x`` [B, ...] through model, decoder and reward of a one-step look-ahead."""

@@ -44,8 +44,7 @@ class Multistep:
         """``x`` [N, ...] at level ``s`` with velocity ``v`` taken to ``s_next``."""
         data = x - s * v
         estimate = data
-        import os
-        if self._before and self._before[0] < 1 and s_next > 0 and not os.environ.get("FT_EULER"):
+        if self._before and self._before[0] < 1 and s_next > 0:
             above, known = self._before
             ratio = _log_snr(s_next, s) / _log_snr(s, above)
             estimate = data + 0.5 * ratio * (data - known)

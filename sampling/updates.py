@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,17 +63,6 @@ def norm(x: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """Each item divided by its norm; zeros stay zeros."""
     return x / norm(x).clamp(min=torch.finfo(x.dtype).tiny)
-
-
-def rotate(x: Tensor, direction: Tensor, angle: float) -> Tensor:
-    """``x`` turned by ``angle`` radians towards ``direction``, its norm kept.
-
-    An item whose direction is zero, or parallel to x, stays.
-    """
-    overlap = (direction * x).sum(dims(x), keepdim=True)
-    across = direction - x * overlap / norm(x).square().clamp(min=torch.finfo(x.dtype).tiny)
-    turned = math.cos(angle) * x + math.sin(angle) * norm(x) * unit(across)
-    return torch.where(norm(across) > 0, turned, x)
 
 
 def average_where_missing(totals: Tensor) -> Tensor:

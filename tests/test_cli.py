@@ -16,13 +16,25 @@ def answer(capsys, *argv: str) -> dict:
 
 
 @pytest.mark.parametrize("arch", ["sd3", "flux"])
-@pytest.mark.parametrize("preset", ["balanced", "paper"])
-def test_estimate_is_what_a_demo_counts(capsys, tmp_path, preset, arch):
-    common = ("--preset", preset, "--steps", "6", "--arch", arch)
+@pytest.mark.parametrize("strategy", ["steered", "flow_ttrl"])
+def test_estimate_is_what_a_demo_counts(capsys, tmp_path, strategy, arch):
+    common = ("--strategy", strategy, "--budget", "4", "--steps", "6", "--arch", arch)
     planned = answer(capsys, "estimate", *common)
     made = answer(capsys, "demo", *common, "--out", str(tmp_path))
     keys = ("model_calls", "backwards", "decodes", "rewards", "forwards", "times_plain")
     assert {key: made["cost"][key] for key in keys} == {key: planned[key] for key in keys}
+    assert made["cost"]["times_plain"] <= 4
+
+
+def test_settings_of_a_report_are_taken_back(capsys, tmp_path):
+    first = ("--strategy", "drafts", "--budget", "3", "--steps", "4", "--out", str(tmp_path))
+    made = answer(capsys, "demo", *first, "--seed", "1")
+    kept = tmp_path / "kept.json"
+    kept.write_text((tmp_path / "report.json").read_text("utf-8"), "utf-8")
+    again = ("--settings", str(kept), "--steps", "4", "--out", str(tmp_path), "--seed", "1")
+    assert answer(capsys, "demo", *again)["search"] == made["search"]
+    planned = answer(capsys, "estimate", "--settings", str(kept), "--budget", "2", "--steps", "4")
+    assert (planned["strategy"], planned["budget"]) == ("drafts", 2.0)
 
 
 def test_demo_writes_its_files(capsys, tmp_path):
@@ -33,7 +45,7 @@ def test_demo_writes_its_files(capsys, tmp_path):
     for path in made["files"]:
         assert (tmp_path / path).stat().st_size > 0
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
-    assert report["settings"]["preset"] == "balanced"
+    assert report["settings"]["strategy"] == "steered"
     assert report["seed"] == 2
     assert report["search_steps"]
 
@@ -43,14 +55,6 @@ def test_demo_is_fixed_by_its_seed(capsys, tmp_path):
     one, same, other = (answer(capsys, *argv, "--seed", seed) for seed in "112")
     assert one["search"] == same["search"]
     assert one["search"] != other["search"]
-
-
-def test_evaluate_prints_rates(capsys):
-    made = answer(capsys, "demo", "--evaluate", "4", "--steps", "4", "--half", "dev")
-    assert made["prompts"] == 4
-    for method in ("plain", "best_of_n", "search"):
-        assert {"accuracy", "reward", "scorer"} <= made[method].keys()
-    assert made["cost"]["model_calls"] > 0
 
 
 @pytest.fixture
@@ -129,6 +133,10 @@ def test_rewards_lists_what_is_ready_and_what_the_others_lack(capsys, tmp_path, 
     "argv",
     [
         ["demo", "--prompt", "a cat on a mat"],
+        ["demo", "--strategy", "reward_gradient"],
+        ["estimate", "--budget", "0.5"],
+        ["estimate", "--settings", "TEXT"],
+        ["estimate", "--settings", "STRANGE"],
         ["score", "PICTURE", "--reward", "hsp"],
         ["score", "PICTURE", "--reward", "white=much"],
         ["score", "PICTURE", "--reward", "white,white"],
@@ -149,11 +157,13 @@ def test_rewards_lists_what_is_ready_and_what_the_others_lack(capsys, tmp_path, 
 def test_errors_say_what_was_expected(capsys, argv, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOW_TTRL_MODELS", str(tmp_path / "none"))
     (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "strange.json").write_text('{"strategy": "steered", "parameters": {"eta": 1}}')
     noise = Image.effect_noise((64, 64), 50)
     noise.save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
     names = {"PICTURE": pictures[0], "FOLDER": str(tmp_path)}
     names |= {"TEXT": str(tmp_path / "notes.txt"), "CUT": str(tmp_path / "cut.png")}
+    names |= {"STRANGE": str(tmp_path / "strange.json")}
     assert main([names.get(word, word) for word in argv]) == 2
     printed = capsys.readouterr()
     assert "expected" in printed.err

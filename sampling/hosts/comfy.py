@@ -124,6 +124,7 @@ class ComfyFlow:
 
     @contextmanager
     def gradients(self) -> Iterator[None]:
+        # only what the caller turns gradients on for gets a graph: not decodes, not rewards
         with differentiable(self.base_model), torch.no_grad():
             yield
 

@@ -51,9 +51,9 @@ def evolution(run: Run, start: Tensor, settings: Evolution) -> Iterator[State]:
 
     def price(children: int, generations: int) -> int:
         last = levels[generations - 1] if generations else 0
-        renewed = sum(elites + children * looks[n + 1] for n in range(generations))
-        carried = elites * last + steps - last + run.tail
-        return (elites + children) * looks[0] + renewed + carried
+        judged = (elites + children) * looks[0] + children * sum(looks[1 : generations + 1])
+        # velocities are known where a latent was judged
+        return judged + elites * last + steps - last - 1 + run.tail
 
     generations = next((n for n in range(count, 0, -1) if price(elites, n) <= run.calls), 0)
     children = largest(lambda n: price(n, generations) <= run.calls)
@@ -61,21 +61,23 @@ def evolution(run: Run, start: Tensor, settings: Evolution) -> Iterator[State]:
         yield from run.onward(start, 0)
         return
     x = run.start(run.fresh_noise(elites + children))
-    values = run.look_ahead(x, 0, looks[0]).values
-    index = 0
+    look = run.look_ahead(x, 0, looks[0])
+    index, values, v = 0, look.values, look.v
     for number in range(generations):
         pick = top(run, values, elites)
-        x, values = take(x, pick), pick_values(values, pick)
+        x, values, v = take(x, pick), pick_values(values, pick), take(v, pick)
         while index < levels[number]:
-            state = next(run.onward(x, index))
-            x, index = state.x, state.index
+            state = next(run.onward(x, index, v))
+            x, index, v = state.x, state.index, None
             yield state
         s = run.sigmas[index]
-        v = run.velocity(x, s)
+        v = run.velocity(x, s) if v is None else v
         step = cps_step(s, s, settings.mutation * s)
         parents = step.mean(x, v).repeat(math.ceil(children / elites), *[1] * (x.ndim - 1))
         born = parents[:children] + step.std * run.draw(f"generation {number}", children)
         look = run.look_ahead(born, index, looks[number + 1])
-        x, values = torch.cat([x, born]), cat_values(values, look.values)
-        yield State(x, index)
-    yield from run.onward(take(x, top(run, values, 1)), index)
+        x, v = torch.cat([x, born]), torch.cat([v, look.v])
+        values = cat_values(values, look.values)
+        yield State(x, index, v)
+    pick = top(run, values, 1)
+    yield from run.onward(take(x, pick), index, take(v, pick))

@@ -52,9 +52,10 @@ def paths(run: Run, start: Tensor, settings: Paths) -> Iterator[State]:
         """Calls with that many branches of a path, at the first ``rounds`` branchings."""
         levels = branchings[:rounds]
         last = levels[-1] if levels else 0
-        first = settings.width * branches * looks[0] + settings.width * last
+        # a path's velocity where it was judged is its look-ahead's first call
+        first = settings.width * branches * looks[0] + settings.width * (last - rounds)
         each = sum(settings.width * branches * (back + looks[level]) for level in levels)
-        return first + each + steps - last + run.tail
+        return first + each + steps - last - 1 + run.tail
 
     rounds = next((n for n in range(len(branchings), 0, -1) if price(2, n) <= run.calls), 0)
     branches = largest(lambda n: price(n, rounds) <= run.calls)
@@ -64,17 +65,18 @@ def paths(run: Run, start: Tensor, settings: Paths) -> Iterator[State]:
     x = run.start(run.fresh_noise(settings.width * branches))
     look = run.look_ahead(x, 0, looks[0])
     kept = settings.width if rounds else 1
-    state = State(take(x, top(run, look.values, kept)), 0)
+    pick = top(run, look.values, kept)
+    state = State(take(x, pick), 0, take(look.v, pick))
     yield state
     for level in branchings[:rounds]:
         while state.index < level:
-            state = next(run.onward(state.x, state.index))
+            state = next(run.onward(state.x, state.index, state.v))
             yield state
         state = _branch(run, state, level, back, branches, looks[level])
         if level == branchings[rounds - 1]:
-            state = State(state.x[:1], level)
+            state = State(state.x[:1], level, state.v[:1])
         yield state
-    yield from run.onward(state.x, state.index)
+    yield from run.onward(state.x, state.index, state.v)
 
 
 def _branch(run: Run, state: State, level: int, back: int, branches: int, look: int) -> State:
@@ -86,5 +88,6 @@ def _branch(run: Run, state: State, level: int, back: int, branches: int, look: 
     x = kept * parents + std * run.draw(level, len(parents))
     for index in range(level - back, level):
         x = run.euler(x, run.velocity(x, run.sigmas[index]), index)
-    values = run.look_ahead(x, level, look).values
-    return State(take(x, top(run, values, len(state.x))), level)
+    ahead = run.look_ahead(x, level, look)
+    pick = top(run, ahead.values, len(state.x))
+    return State(take(x, pick), level, take(ahead.v, pick))

@@ -37,12 +37,14 @@ class ZeroOrder(Parameters):
 
 def zero_order(run: Run, start: Tensor, settings: ZeroOrder) -> Iterator[State]:
     steps = share_of(settings.draft_share, run.steps)
-    left = (run.calls - run.steps - run.tail) // steps
+    # the whole sample's first velocity is its draft's
+    left = (run.calls - run.steps - run.tail + 1) // steps
     if left < 2:
         yield from run.onward(start, 0)
         return
     pivot = run.noise[None]
-    values = run.look_ahead(start, 0, steps).values
+    look = run.look_ahead(start, 0, steps)
+    values, v = look.values, look.v
     left -= 1
     for round in range(math.ceil(left / settings.neighbours)):
         count = min(settings.neighbours, left)
@@ -52,6 +54,7 @@ def zero_order(run: Run, start: Tensor, settings: ZeroOrder) -> Iterator[State]:
         values = cat_values(values, look.values)
         pick = top(run, values, 1)
         pivot, values = take(torch.cat([pivot, near]), pick), pick_values(values, pick)
+        v = take(torch.cat([v, look.v]), pick)
         left -= count
-        yield State(run.start(pivot), 0)
-    yield from run.onward(run.start(pivot), 0)
+        yield State(run.start(pivot), 0, v)
+    yield from run.onward(run.start(pivot), 0, v)

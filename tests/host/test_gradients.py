@@ -33,6 +33,13 @@ def test_values_are_those_of_inference(measured, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_candidates_are_rolled_out_between_forward_and_backward(measured, model):
+    assert measured[model]["rollout_equal"]
+    assert measured[model]["rollout_without_graph"]
+    assert measured[model]["gradient_after_rollout_equal"]
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_the_model_is_left_as_it_was(measured, model):
     assert measured[model]["modules_unchanged"]
     assert measured[model]["forward_after_equal"]

@@ -139,8 +139,7 @@ def test_every_strategy_runs(server, strategies, architecture, cfg):
     for name in strategies:
         told = report(run, f"by-{name}")
         assert told["settings"]["strategy"] == name
-        assert told["cost"]["model_calls"] > 2 * STEPS
-        assert told["cost"]["times_plain"] <= 6
+        assert 1.2 < told["cost"]["times_plain"] <= 3
         assert len(told["search_steps"]) > 0
         assert len(told["rewards"]) == len(told["plain_rewards"]) == 2
         latent = saved(server, f"by-{name}")
@@ -308,15 +307,20 @@ def test_interrupt_stops_at_once_and_the_next_run_is_right(server):
 
 
 def test_progress_and_previews_arrive(server, strategies):
-    for strategy in strategies:
-        run = ran(server, graphs.demo(), graphs.search("seen", 12, STEPS, strategy=strategy))
-        told = [m["data"] for m in run.messages if m["type"] == "progress"]
-        values = [data["value"] for data in told if data["node"] == "seen search"]
-        assert values == sorted(values), strategy
-        assert values[0] >= 1
-        assert values[-1] == STEPS or report(run, "seen")["cost"]["times_plain"] < 5.9
-        assert values[-1] <= STEPS
-        assert run.previews >= STEPS
+    names = {name: f"seen-{name}" for name in strategies}
+    searches = [graphs.search(seen, 12, STEPS, strategy=name) for name, seen in names.items()]
+    run = ran(server, graphs.demo(), *searches)
+    told = [m["data"] for m in run.messages if m["type"] == "progress"]
+    for name, seen in names.items():
+        values = [data["value"] for data in told if data["node"] == f"{seen} search"]
+        assert values == sorted(values), name
+        assert len(set(values)) > 2, name
+        assert 1 <= values[0] <= values[-1] <= STEPS, name
+        cost = report(run, seen)
+        spent = cost["cost"]["times_plain"] * STEPS + cost["plain_calls"]
+        share = spent / (cost["planned_calls"] + cost["plain_calls"])
+        assert values[-1] == max(1, round(share * STEPS)), name
+    assert run.previews >= STEPS * len(names)
 
 
 # What is refused

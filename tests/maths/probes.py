@@ -156,7 +156,10 @@ def spy_on_look_aheads(monkeypatch, flow) -> list[Looked]:
 
 
 def spy_on_losses(monkeypatch) -> list[tuple[str, Tensor]]:
-    """Every log-ratio [G, B] that a loss is given from now on, with the objective's name."""
+    """Every log-ratio [G, B] that a loss is given from now on, with the objective's name.
+
+    A search's plan is a run of its own, and its losses come first: as many again.
+    """
     seen = []
 
     def spy(objective: str, loss):

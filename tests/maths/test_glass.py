@@ -8,7 +8,7 @@ from probes import keyed_noise, only_search
 from flow_ttrl.sampling import Run
 from flow_ttrl.sampling.strategies.glass import transition
 
-LEVELS = [(1.0, 0.9), (1.0, 0.5), (0.9, 0.7), (0.8, 0.75), (0.7, 0.4), (0.3, 0.1)]
+LEVELS = [(1.0, 0.9), (1.0, 0.75), (0.9, 0.7), (0.8, 0.75), (0.7, 0.4), (0.3, 0.1)]
 SIZE = (40, 27)
 
 
@@ -62,19 +62,20 @@ def by_band(world, error):
 @pytest.mark.parametrize("correlation", [0.0, 0.4, 1.0])
 def test_variance_and_correlation_are_right_in_every_band(s, s_next, correlation):
     variance, covariance = errors(s, s_next, correlation, 16)
-    print(variance, covariance)
-    assert variance < 0.04
-    assert covariance < 0.02
+    assert variance < 0.06
+    assert covariance < 1e-5
 
 
 @pytest.mark.parametrize("s, s_next", LEVELS)
 @pytest.mark.parametrize("correlation", [0.0, 0.4, 1.0])
 def test_inner_steps_converge_to_the_truth(s, s_next, correlation):
-    """First order: four times the steps leave about a quarter of the error."""
-    for few, many in zip(
-        errors(s, s_next, correlation, 16), errors(s, s_next, correlation, 64), strict=True
-    ):
-        assert many < 0.4 * few + 1e-5
+    """First order: four times the steps leave about a quarter of the error in the variance.
+
+    The covariance with the parent is exact whatever their number.
+    """
+    few, more, many = (errors(s, s_next, correlation, steps) for steps in (4, 16, 64))
+    assert many[0] < 0.4 * more[0] < 0.4 * 0.5 * few[0]
+    assert max(few[1], more[1], many[1]) < 1e-5
 
 
 @pytest.mark.parametrize("s, s_next", [(1.0, 0.6), (0.8, 0.5)])

@@ -1,170 +1,162 @@
-"""What must hold whatever the settings: bits, batches, ranks, ties and broken rewards."""
+"""What must hold for every strategy: bits, batches, ranks, sizes, ties and broken rewards."""
 
 import json
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 from gaussian_world import GaussianWorld
-from probes import Recorder, Rewarded, Wrapped, label
-
-from flow_ttrl.sampling import (
-    PRESETS,
-    KeyedNoise,
-    RewardBatch,
-    SearchSettings,
-    preset,
-    sample,
-    search,
+from probes import (
+    EACH,
+    SELECTING,
+    Recorder,
+    Rewarded,
+    Telling,
+    Wrapped,
+    euler,
+    only_search,
+    spy_on_look_aheads,
 )
-from flow_ttrl.sampling.objectives import advantages, tied
-from flow_ttrl.sampling.settings import GRADIENTS, STEPS, UPDATES
 
-VARIANTS = [
-    SearchSettings(
-        preset=f"{update}-{gradient}-{step}",
-        update=update,
-        gradient=gradient,
-        step=step,
-        internal_reward_timestep=0.3,
-        external_reward_timestep=0.7,
-        rl_iterations=1 if update == "steered" else 2,
-        beta2=1e-4,
-    )
-    for update in UPDATES
-    for gradient in GRADIENTS
-    for step in STEPS
-]
-EVERY = pytest.mark.parametrize("settings", [*PRESETS.values(), *VARIANTS], ids=label)
-EACH_PRESET = pytest.mark.parametrize("settings", PRESETS.values(), ids=label)
+from flow_ttrl.sampling import STRATEGIES, make_settings, sample, search, shifted_sigmas
+from flow_ttrl.sampling.objectives import tied
+
+NAN = float("nan")
 
 
-def run(flow, settings, x, noise=0, **keywords):
-    noise = KeyedNoise(noise) if isinstance(noise, int) else noise
-    return search(flow, x, settings, noise, **keywords)
-
-
-@EVERY
-def test_tied_rewards_leave_the_sample_alone(settings):
-    """Bit by bit the plain sample: in the loss with KL, through J."""
-    world = GaussianWorld(8, steps=10)
-    x = world.noise(2)
-    result = run(Rewarded(world, lambda total: 0 * total + 0.3), settings, x)
-    assert torch.equal(result.latents, sample(world, x))
-
-
-@EVERY
-def test_an_empty_window_is_plain_sampling(settings):
-    world = GaussianWorld(8, steps=10)
-    x = world.noise(2)
-    result = run(world, replace(settings, external_reward_timestep=0.0), x)
-    assert torch.equal(result.latents, sample(world, x))
-    assert not result.records
-    assert result.cost.model_calls == 20
-
-
-@pytest.mark.parametrize("update", ["rotation", "noise_rotation", "additive"])
-def test_strength_zero_is_plain_sampling(update):
-    world = GaussianWorld(8, steps=10)
-    settings = SearchSettings(update=update, update_range=(0.0, 0.0))
-    torch.testing.assert_close(
-        run(world, settings, world.noise()).latents, sample(world, world.noise())
-    )
+def run(flow, strategy, x, seed=0, **changes):
+    return search(flow, x, only_search(strategy, **{"budget": 4.0} | changes), seed=seed)
 
 
 def test_plain_sampling_is_euler_bit_by_bit():
-    world = GaussianWorld(8, steps=10)
-    x = expected = world.noise(2)
-    for s, s_next in zip(world.sigmas, world.sigmas[1:], strict=False):
-        expected = expected + world.velocity(expected, float(s)) * (s_next - s)
-    assert torch.equal(sample(world, x), expected)
+    world = GaussianWorld(8, 12, steps=10)
+    x = world.noise(2)
+    assert torch.equal(sample(world, x), euler(world, x))
 
 
-@EVERY
-def test_a_seed_fixes_every_bit(settings):
+@EACH
+def test_a_seed_fixes_every_bit_of_a_search(strategy):
     world = GaussianWorld(8, steps=10)
     x = world.noise(2)
-    one, again, other = (run(world, settings, x, noise=seed) for seed in (5, 5, 6))
+    one, again = (run(world, strategy, x, seed=5) for _ in range(2))
     assert torch.equal(one.latents, again.latents)
     assert [r.rewards for r in one.records] == [r.rewards for r in again.records]
-    assert not torch.equal(one.latents, other.latents)
 
 
-@pytest.mark.parametrize("step", [0, 3])
-def test_noise_depends_on_its_key_alone(step):
-    x = torch.zeros(3, 2, 4, 4)
-    group = KeyedNoise(1).group(step, 5, x)
-    assert group.shape == (5, 3, 2, 4, 4)
-    assert torch.equal(group[:2, :1], KeyedNoise(1).group(step, 2, x[:1]))
-    assert torch.equal(group[4, 2], KeyedNoise(1).draw(2, step, 4, x.shape[1:]))
-    draws = [*group.flatten(0, 1), *KeyedNoise(2).group(step, 5, x).flatten(0, 1)]
-    assert len({draw[0, 0, 0].item() for draw in draws}) == 30
-    many = KeyedNoise(3).draw(0, 0, 0, torch.Size([100_000]))
-    assert abs(many.mean()) < 0.02
-    assert abs(many.std() - 1) < 0.02
-
-
-@EVERY
-def test_an_item_of_a_batch_is_a_run_of_its_own(settings):
-    world = GaussianWorld(8, steps=10)
+@EACH
+@pytest.mark.parametrize("part", ["whole", "ends above 0", "begins below 1"])
+def test_an_item_of_a_batch_is_a_run_of_its_own(strategy, part):
+    """Where every item has a prompt and a judge of its own, too: rows know whose they are."""
+    levels = shifted_sigmas(10).tolist()
+    levels = {"whole": levels, "ends above 0": levels[:8], "begins below 1": levels[3:]}[part]
+    world = GaussianWorld(8, sigmas=levels, prompts=3)
     x = world.noise(3)
-    batch = run(world, settings, x, noise=4)
+    batch = run(world, strategy, x, seed=4)
     for item in range(3):
-        alone = run(world, settings, x[item : item + 1], noise=KeyedNoise(4, first_item=item))
-        torch.testing.assert_close(
-            batch.latents[item : item + 1], alone.latents, atol=1e-3, rtol=1e-3
-        )
+        alone = run(world.only(item), strategy, x[item : item + 1], seed=4)
+        torch.testing.assert_close(batch.latents[item], alone.latents[0], atol=1e-3, rtol=1e-3)
         for together, single in zip(batch.records, alone.records, strict=True):
-            assert together.rewards[item] == pytest.approx(single.rewards[0], abs=1e-3)
+            pairs = zip(together.rewards[item], single.rewards[0], strict=False)
+            for ours, own in pairs:
+                assert ours == pytest.approx(own, abs=1e-3)
 
 
-@EVERY
-@pytest.mark.parametrize("micro_batch", [1, 4])
-def test_micro_batches_do_not_matter(settings, micro_batch):
+@EACH
+def test_the_order_of_a_batch_does_not_matter(strategy):
     world = GaussianWorld(8, steps=10)
+    x, order = world.noise(4), [2, 0, 3, 1]
+    one, other = run(world, strategy, x), run(world, strategy, x[order])
+    torch.testing.assert_close(other.latents, one.latents[order], atol=1e-3, rtol=1e-3)
+
+
+@EACH
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_micro_batches_do_not_matter(strategy, micro_batch):
+    world = GaussianWorld(8, steps=10, prompts=2)
     x = world.noise(2)
-    whole, parts = run(world, settings, x), Recorder(world)
-    split = run(parts, replace(settings, micro_batch=micro_batch), x)
+    whole, parts = run(world, strategy, x), Recorder(world)
+    split = run(parts, strategy, x, micro_batch=micro_batch)
     torch.testing.assert_close(split.latents, whole.latents, atol=1e-3, rtol=1e-3)
     assert split.cost == whole.cost
-    assert max(len(rows) for rows, _ in parts.calls) == 2 * micro_batch
+    assert max(len(call.x) for call in parts.calls) <= 2 * micro_batch
 
 
-@EVERY
-def test_video_latents_run(settings):
+SIZES = {"odd": (9, 7), "oblong": (8, 20), "upright": (20, 6), "a strip": (4, 32)}
+
+
+@EACH
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_odd_and_oblong_latents_are_searched(strategy, size):
+    world = GaussianWorld(*size, steps=10)
+    x = world.noise(8)
+    result = run(world, strategy, x, budget=6.0)
+    assert result.latents.shape == (8, 4, *size)
+    assert (result.rewards - world.judged(sample(world, x))).mean() > 0
+
+
+@EACH
+def test_packed_latents_are_searched(strategy):
+    """FLUX's tokens: where nothing looks at octaves, the very search of the unpacked ones."""
+    tokens = GaussianWorld(8, 12, steps=10, packed=True)
+    x = tokens.noise(4)
+    result = run(tokens, strategy, x)
+    assert result.latents.shape == (4, 24, 16)
+    assert (result.rewards - tokens.judged(sample(tokens, x))).mean() > 0
+
+
+@EACH
+def test_video_latents_are_searched(strategy):
     """[B, C, T, H, W]: nothing assumes a rank."""
-    world = GaussianWorld(8, steps=10)
-    x = world.noise(6).view(2, 3, 4, 8, 8).transpose(1, 2)
-    plain = world.score(world.decode(sample(world, x))).total
-    result = run(world, settings, x)
-    assert result.latents.shape == (2, 4, 3, 8, 8)
-    assert result.latents.isfinite().all()
-    assert not torch.equal(result.rewards, plain)
+    world = GaussianWorld(8, 6, steps=10)
+    x = torch.stack([world.noise(4, seed=100 * frame) for frame in range(3)], 2)
+    result = run(world, strategy, x)
+    assert result.latents.shape == (4, 4, 3, 8, 6)
+    assert (result.rewards - world.judged(sample(world, x))).mean() > 0
 
 
-def test_equal_latents_have_equal_means_and_ratios_of_one():
-    """Two items with the same latent and noise stay bit-equal through a whole search."""
-    world = GaussianWorld(8, steps=10)
-
-    class SameNoise(KeyedNoise):
-        def draw(self, item, step, candidate, shape):
-            return super().draw(0, step, candidate, shape)
-
-    x = world.noise().repeat(2, 1, 1, 1)
-    for settings in (*PRESETS.values(), *VARIANTS):
-        result = run(world, settings, x, noise=SameNoise(0))
-        assert torch.equal(result.latents[0], result.latents[1])
+@EACH
+def test_a_video_of_one_frame_is_an_image(strategy):
+    world = GaussianWorld(8, 6, steps=10)
+    x = world.noise(2)
+    video, image = (run(world, strategy, noise).latents for noise in (x[:, :, None], x))
+    torch.testing.assert_close(video[:, :, 0], image, atol=1e-3, rtol=1e-3)
 
 
-@EVERY
-def test_a_video_of_one_frame_is_an_image(settings):
+class Reusing(Wrapped):
+    """A host that hands out its velocities in one buffer a shape, as compiled models do."""
+
+    def __init__(self, flow):
+        super().__init__(flow)
+        self.buffers = {}
+
+    def velocity(self, x, sigma, item):
+        v = super().velocity(x, sigma, item)
+        if v.requires_grad:
+            return v
+        return self.buffers.setdefault(v.shape, torch.empty_like(v)).copy_(v)
+
+
+@EACH
+def test_a_host_may_reuse_its_output(strategy):
     world = GaussianWorld(8, steps=10)
     x = world.noise(2)
-    video = run(world, settings, x[:, :, None]).latents
-    torch.testing.assert_close(
-        video[:, :, 0], run(world, settings, x).latents, atol=1e-3, rtol=1e-3
-    )
+    assert torch.equal(run(Reusing(world), strategy, x).latents, run(world, strategy, x).latents)
+
+
+@EACH
+def test_a_search_changes_nothing_that_it_is_given(strategy):
+    image = GaussianWorld(8).data()
+    world = GaussianWorld(8, sigmas=shifted_sigmas(12).tolist()[3:], image=image)
+    x, settings = world.noise(2), make_settings(strategy, budget=4.0)
+    before = x.clone(), world.sigmas.clone(), image.clone(), settings.to_json()
+    result = search(world, x, settings)
+    result.latents.zero_()
+    assert torch.equal(x, before[0])
+    assert torch.equal(world.sigmas, before[1])
+    assert torch.equal(image, before[2])
+    assert settings.to_json() == before[3]
 
 
 class InferenceHost(Wrapped):
@@ -175,159 +167,240 @@ class InferenceHost(Wrapped):
         with torch.inference_mode(False), torch.enable_grad():
             yield
 
+    image_gradients = gradients
 
-@EVERY
-def test_a_host_in_inference_mode_gets_the_same_bits(settings):
+
+@EACH
+def test_a_host_in_inference_mode_gets_the_same_bits(strategy):
     world = GaussianWorld(8, steps=10)
-    expected = run(world, settings, world.noise(2))
+    expected = run(world, strategy, world.noise(2))
     with torch.inference_mode():
-        found = run(InferenceHost(world), replace(settings, max_calls=10**6), world.noise(2))
+        found = run(InferenceHost(world), strategy, world.noise(2))
     assert torch.equal(found.latents, expected.latents)
     assert found.cost == expected.cost
 
 
-def test_advantages_are_group_relative():
-    rewards = torch.tensor([[1.0, 5.0, 2.0], [2.0, 5.0, 2.0], [6.0, 5.0, 2.0 + 1e-7]])
-    found = advantages(rewards, clip=1.0)
-    expected = (rewards[:, 0] - 3) / (rewards[:, 0].std() + 1e-4)
-    torch.testing.assert_close(found[:, 0], expected.clamp(-1, 1))
-    assert not found[:, 1:].any()
-    assert tied(rewards).tolist() == [False, True, True]
+# Partial denoise
 
 
-class Broken(Wrapped):
-    """A flow whose rewards are ``value`` wherever ``where(call, row)`` says so."""
-
-    def __init__(self, flow, where, value=float("nan")):
-        super().__init__(flow)
-        self.where, self.value, self.scored = where, value, 0
-
-    def score(self, images):
-        total = super().score(images).total.clone()
-        for row in range(len(total)):
-            if self.where(self.scored, row):
-                total[row] = self.value
-        self.scored += 1
-        return RewardBatch(total)
-
-
-@EACH_PRESET
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_broken_rewards_are_survived_and_counted(settings, value):
-    """One candidate's reward in every group: it counts as the mean of the others."""
-    world = GaussianWorld(16, steps=10)
-    groups = Broken(world, lambda call, row: row == 2, value)
-    result = run(groups, settings, world.noise())
+@EACH
+def test_sampling_begins_where_the_host_says(strategy):
+    """Every start is made by the host, of its latent image; candidates stay near it."""
+    image = GaussianWorld(16).data()
+    levels = [sigma for sigma in shifted_sigmas(20).tolist() if sigma < 0.4]
+    world = GaussianWorld(16, sigmas=levels, image=image)
+    result = run(world, strategy, world.noise(4), budget=6.0)
+    near = torch.cosine_similarity(result.latents.flatten(1), image.flatten(1))
+    assert near.min() > 0.7
     assert result.latents.isfinite().all()
-    plain = world.score(world.decode(sample(world, world.noise()))).total
-    assert result.rewards > plain
-    for record in result.records:
-        (rewards,) = record.rewards
-        others = [r for g, r in enumerate(rewards) if g != 2]
-        assert record.not_finite == 1
-        assert rewards[2] == pytest.approx(sum(others) / 5, abs=1e-5)
 
 
-@EACH_PRESET
-def test_rewards_all_broken_leave_the_sample_alone(settings):
-    world = GaussianWorld(8, steps=10)
-    x = world.noise()
-    result = run(Broken(world, lambda call, row: True), settings, x)
-    assert torch.equal(result.latents, sample(world, x))
-    assert all(record.not_finite >= 6 for record in result.records)
+# Ties and broken rewards
 
 
-def test_a_group_without_rewards_is_never_the_best_so_far():
-    """Stopped after a group that was all NaN, the search goes on from the best real candidate."""
-    world = GaussianWorld(16, steps=10, reward="target")  # rewards are negative
-    settings = SearchSettings(
-        update="rotation", update_range=(0.3, 0.3), external_reward_timestep=0.5
-    )
-    asked = iter([False, False, True])
-    flow = Recorder(Broken(world, lambda call, row: call == 1))
-    result = run(flow, settings, world.noise(), finish_now=lambda: next(asked))
-    best = flow.at(float(world.sigmas[1]), rows=6)[0][
-        torch.tensor(result.records[0].rewards[0]).argmax()
-    ]
-    from_there = flow.at(float(world.sigmas[1]), rows=1)[-1][0]
-    assert torch.equal(from_there, best)
+@EACH
+def test_rewards_that_tie_leave_a_finite_sample(strategy):
+    flow = Rewarded(GaussianWorld(8, steps=10), lambda total: 0 * total + 0.3)
+    result = run(flow, strategy, flow.flow.noise(2))
+    assert result.latents.isfinite().all()
+    torch.testing.assert_close(result.rewards, torch.tensor([0.3, 0.3]))
 
 
-@EACH_PRESET
-@pytest.mark.parametrize("reward", ["linear", "counting"])
-def test_keep_better_is_never_below_the_plain_sample(settings, reward):
-    """Even where the search is led astray by the wrong rewards until the end."""
-    world = GaussianWorld(16, steps=10, reward=reward)
-    x = world.noise(4)
-    plain = sample(world, x)
-    rewards = world.score(world.decode(plain)).total
-
-    class Misled(Wrapped):
-        def score(self, images):
-            batch = super().score(images)
-            return batch if len(images) == 4 else RewardBatch(-batch.total, batch.values)
-
-    for flow in (world, Misled(world)):
-        result = run(flow, replace(settings, keep_better=True), x)
-        assert (result.rewards >= rewards - 1e-6).all()
-        kept = torch.tensor(result.kept_plain)
-        assert torch.equal(result.latents[kept], plain[kept])
-        assert kept.any() == isinstance(flow, Misled)
+@pytest.mark.parametrize("strategy", ["best_of_n", "flow_ttrl", "reward_gradient"])
+def test_rewards_that_tie_leave_the_plain_sample(strategy):
+    """Bit by bit, where the plain sample is the first of the candidates or the one that moves."""
+    flow = Rewarded(GaussianWorld(8, steps=10), lambda total: 0 * total + 0.3)
+    x = flow.flow.noise(2)
+    assert torch.equal(run(flow, strategy, x).latents, sample(flow, x))
 
 
-def test_keep_better_keeps_the_plain_sample_from_a_broken_result():
-    """A result whose own reward is NaN is not the better one."""
-    world = GaussianWorld(8, steps=10)
-    settings = replace(preset("balanced"), keep_better=True)
-    searches = 2 * len(settings.search_steps(10))
-    result = run(Broken(world, lambda call, row: call == searches), settings, world.noise())
-    assert result.kept_plain == [True]
-    assert torch.equal(result.latents, sample(world, world.noise()))
+class HalfJudged(Wrapped):
+    """Images are judged only where their linear brightness is on one side; NaN elsewhere.
+
+    The mode that decides is scaled by a positive factor at every ordinary step, so that what a
+    look-ahead says of it is so of the final image.
+    """
+
+    def __init__(self, flow, value):
+        super().__init__(flow)
+        self.value = value
+
+    def score(self, images, item):
+        light = torch.atanh((2 * images - 1).clamp(-0.999999, 0.999999)).mean(-1)
+        across = torch.arange(light.shape[2]) / light.shape[2]
+        wave = (light * torch.sin(2 * math.pi * across)).mean((1, 2))
+        return {"linear": wave.where(wave < 0, self.value)}
 
 
-def test_the_report_is_json():
-    world = GaussianWorld(8, steps=10)
-    for settings in PRESETS.values():
-        result = run(world, replace(settings, keep_better=True), world.noise(2))
-        report = json.loads(json.dumps(result.report()))
-        assert len(report["search_steps"]) == len(settings.search_steps(10))
-        assert report["values"]["linear"] == report["rewards"] == result.rewards.tolist()
-        assert report["cost"]["times_plain"] == pytest.approx(result.cost.calls / 20, abs=1e-3)
-        for step in report["search_steps"]:
-            assert [len(group) for group in step["rewards"]] == [6, 6]
-            assert step["values"]["linear"] == step["rewards"]
+@pytest.mark.parametrize("strategy", SELECTING)
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+def test_a_candidate_without_a_verdict_is_never_chosen(strategy, value):
+    """Where a group has any with one, the result has one too."""
+    flow = HalfJudged(GaussianWorld(8, steps=10), value)
+    result = run(flow, strategy, flow.flow.noise(8), budget=6.0)
+    assert result.latents.isfinite().all()
+    assert result.rewards.isfinite().all()
+    assert (result.rewards < 0).all()
 
 
-def test_a_look_ahead_of_every_step_sees_the_final_image():
-    """What it promises of the latent that is gone on from is what plain sampling then draws."""
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+def test_a_broken_reward_counts_as_the_others_average(value):
+    """In `flow_ttrl`, whose candidates are averaged over: as if it had been their mean."""
     world = GaussianWorld(16, steps=10)
-    settings = SearchSettings(step="matched", search_every=10, look_ahead_range=(64, 64))
-    result = run(world, settings, world.noise(3))
-    (record,) = result.records
-    seen = [max(best, kept) for best, kept in zip(record.best, record.kept, strict=True)]
-    torch.testing.assert_close(result.rewards, torch.tensor(seen))
+    settings = only_search("flow_ttrl", budget=0, internal_reward_timestep=0.0, scale_factor=5e3)
+    averaged, found = [], []
+    for reward, results in ((value, found), (None, averaged)):
+
+        class Third(Wrapped):
+            def score(self, images, item, reward=reward):
+                values = super().score(images, item)["linear"].clone()
+                if len(values) == 6:
+                    others = values[[0, 1, 3, 4, 5]].mean()
+                    values[2] = others if reward is None else reward
+                return {"linear": values}
+
+        results.append(search(Third(world), world.noise(), settings))
+    torch.testing.assert_close(found[0].latents, averaged[0].latents, atol=1e-5, rtol=1e-5)
+    assert all(record.not_finite == 1 for record in found[0].records)
+    assert all(record.not_finite == 0 for record in averaged[0].records)
+    assert not torch.equal(found[0].latents, sample(world, world.noise()))
+
+
+@EACH
+def test_rewards_all_broken_leave_a_finite_sample(strategy):
+    flow = Telling(GaussianWorld(8, steps=10), lambda number: NAN)
+    result = run(flow, strategy, flow.flow.noise(2))
+    assert result.latents.isfinite().all()
+    for record in result.records:
+        assert record.not_finite == sum(len(group) for group in record.rewards)
+
+
+@EACH
+def test_images_that_are_not_finite_are_never_chosen(strategy):
+    """A decoder that breaks on some: whatever a reward says of them."""
+    world = GaussianWorld(8, steps=10)
+
+    class Breaking(Wrapped):
+        decoded = 0
+
+        def decode(self, x0, item):
+            images = super().decode(x0, item)
+            broken = torch.arange(self.decoded, self.decoded + len(x0)) % 3 == 1
+            self.decoded += len(x0)
+            return images.masked_fill(broken[:, None, None, None], NAN)
+
+        def score(self, images, item):
+            values = super().score(images.nan_to_num(), item)
+            broken = images.flatten(1).isnan().any(1)
+            return {name: value.masked_fill(broken, 1e6) for name, value in values.items()}
+
+    result = run(Breaking(world), strategy, world.noise(2))
+    assert result.latents.isfinite().all()
+    assert not (result.rewards > 1e5).any()
+
+
+@EACH
+def test_what_was_judged_is_what_is_reported(strategy):
+    """No candidate is called missing that was never made."""
+    recorder = Recorder(GaussianWorld(8, steps=10))
+    result = run(recorder, strategy, recorder.flow.noise(3))
+    for record in result.records:
+        assert record.not_finite == 0
+        assert record.missing == {}
+        assert len(record.rewards) == 3
+        assert record.best == [max(group) for group in record.rewards]
+    assert sum(record.price for record in result.records) <= result.cost.calls
+    calls = [record.calls for record in result.records]
+    assert calls == sorted(calls)
+
+
+@EACH
+def test_the_report_is_json(strategy):
+    world = GaussianWorld(8, steps=10)
+    result = search(world, world.noise(2), make_settings(strategy, budget=4.0), seed=7)
+    report = json.loads(json.dumps(result.report(), allow_nan=False))
+    assert report["seed"] == 7
+    assert report["steps"] == 10
+    assert report["settings"]["strategy"] == strategy
+    assert report["values"]["linear"] == report["rewards"] == result.rewards.tolist()
+    assert report["cost"]["times_plain"] == pytest.approx(result.cost.calls / 20, abs=1e-3)
+    assert report["planned_calls"] == 2 * result.planned
+    assert len(report["search_steps"]) == len(result.records) > 0 or strategy == "reward_gradient"
+    for step in report["search_steps"]:
+        assert len(step["rewards"]) == 2
+        assert step["values"]["linear"] == step["rewards"]
+
+
+# Look-aheads
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5])
 def test_a_look_ahead_costs_a_call_a_step(length):
-    """Over levels of the schedule, evenly spaced in it, the clean end among them."""
-    world = GaussianWorld(8, steps=12)
-    settings = SearchSettings(
-        step="matched", search_every=12, look_ahead_range=(length, length), elitist=False
-    )
-    recorder = Recorder(world)
-    run(recorder, settings, world.noise())
-    levels = world.sigmas.tolist()
-    visited = [levels.index(level) for x, level in recorder.calls if len(x) == settings.group_size]
-    assert visited == [1 + round(11 * k / length) for k in range(length)]
+    """Over levels of the schedule, evenly spaced in it, from the first to the clean end."""
+    recorder = Recorder(GaussianWorld(8, steps=12))
+    settings = only_search("drafts", budget=4.0, draft_share=length / 12)
+    search(recorder, recorder.flow.noise(), settings)
+    levels = recorder.sigmas.tolist()
+    drafts = [call for call in recorder.calls if len(call.x) > 1]
+    visited = [levels.index(call.sigma) for call in drafts]
+    assert visited == [round(12 * k / length) for k in range(length)]
 
 
-@pytest.mark.parametrize("every, expected", [(1, range(9)), (4, [0, 4, 8]), (100, [0])])
-def test_search_every_leaves_ordinary_steps_between(every, expected):
+def test_a_look_ahead_of_one_step_is_the_data_estimate(monkeypatch):
     world = GaussianWorld(8, steps=10)
-    settings = replace(preset("balanced"), search_every=every)
-    result = run(world, settings, world.noise())
-    assert [record.index for record in result.records] == list(expected)
-    etas, looks = ([getattr(r, n) for r in result.records] for n in ("eta", "look_ahead"))
-    assert (etas[0], looks[0]) == (0.8, 5)
-    assert len(expected) == 1 or (etas[-1], looks[-1]) == pytest.approx((0.5, 1))
+    looks = spy_on_look_aheads(monkeypatch, world)
+    search(world, world.noise(), only_search("rbf", budget=3.0))
+    first, sigma = looks[0], world.sigmas.tolist()[looks[0].index]
+    v = world.velocity(first.x[0], sigma, torch.arange(1))
+    expected = world.judged(first.x[0] - sigma * v)
+    torch.testing.assert_close(first.totals[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_ties_are_what_rounding_leaves():
+    rewards = torch.tensor([[1.0, 5.0, 2.0], [2.0, 5.0, 2.0], [6.0, 5.0, 2.0 + 1e-7]])
+    assert tied(rewards).tolist() == [False, True, True]
+
+
+def test_changing_a_strategys_parameters_changes_its_search():
+    """No parameter is read past: each one, changed, gives another sample (or another cost)."""
+    world = GaussianWorld(8, steps=20)
+    changes = {
+        "drafts": {"draft_share": 0.5},
+        "zero_order": {"neighbours": 2, "radius": 0.3, "draft_share": 0.5},
+        "paths": {"width": 3, "rounds": 2, "window": 0.9, "back_share": 0.25, "look_share": 0.6},
+        "particles": {"every": 2, "window": 0.5, "temperature": 0.1, "eta": 0.9},
+        "rbf": {"noise_share": 0.5},
+        "evolution": {
+            "elites": 3,
+            "generations": 2,
+            "window": 0.6,
+            "mutation": 0.9,
+            "draft_share": 0.6,
+        },
+        "reward_gradient": {"begin": 0.3, "ascent": 0.05},
+        "glass": {
+            "transitions": 2,
+            "window": 0.5,
+            "inner": 2,
+            "correlation": 0.8,
+            "parents": 1,
+            "look_share": 0.5,
+        },
+    }
+    for strategy, parameters in changes.items():
+        settings = only_search(strategy, budget=4.0)
+        assert set(parameters) == set(vars(settings.parameters)), strategy
+        usual = search(world, world.noise(8), settings).latents
+        for name, value in parameters.items():
+            changed = replace(settings.parameters, **{name: value})
+            other = search(world, world.noise(8), replace(settings, parameters=changed)).latents
+            assert not torch.equal(usual, other), f"{strategy} {name}"
+
+
+def test_every_strategy_is_here():
+    """A new one is in every test of this folder at once, through the table."""
+    assert set(SELECTING) | {"flow_ttrl", "reward_gradient"} == set(STRATEGIES)
+    assert all(
+        name == strategy.parameters.strategy == strategy.parameters().strategy
+        for name, strategy in STRATEGIES.items()
+    )

@@ -271,6 +271,7 @@ def measure(model, x, sigma, extra_args) -> dict:
         "block_number_error": relative(numbered, reference),
         "saved_bytes_plain": saved_bytes(probe, probe.plain_autograd()),
         "saved_bytes": saved_bytes(probe, probe.differentiable()),
+        **rollout(probe, gradient),
         **streaming(probe, velocity, gradient),
         **after_errors(probe),
         "modules_unchanged": probe.state() == before,
@@ -281,6 +282,24 @@ def measure(model, x, sigma, extra_args) -> dict:
 def default_velocity(probe):
     denoised = probe.model(probe.x, probe.sigma, **probe.extra_args)
     return (probe.x - denoised) / SIGMA
+
+
+def rollout(probe, gradient) -> dict:
+    """Whether other latents may be sampled between forward and backward, without a graph."""
+    others = torch.cat([probe.x.flip(0), 0.5 * probe.x])
+    outside = [probe.velocity(part) for part in others.split(BATCH)]
+    inside = []
+
+    def sample():
+        with torch.no_grad():
+            inside.extend(probe.velocity(part.clone()) for part in others.split(BATCH))
+
+    again = probe.gradient(probe.differentiable(), between=sample)
+    return {
+        "rollout_equal": all(map(torch.equal, inside, outside)) and len(inside) == len(outside),
+        "rollout_without_graph": not any(v.requires_grad for v in inside),
+        "gradient_after_rollout_equal": torch.equal(again, gradient),
+    }
 
 
 def after_errors(probe) -> dict:
