@@ -354,13 +354,14 @@ def distinct_levels(sigmas: Sequence[float]) -> list[float]:
     Raises:
         ValueError: levels that no flow's schedule has.
     """
+    distinct = list(dict.fromkeys(float(sigma) for sigma in sigmas))
     falling = all(a >= b for a, b in zip(sigmas, sigmas[1:], strict=False))
-    if len(sigmas) < 2 or not falling or not 0 <= sigmas[-1] <= sigmas[0] <= 1 + 1e-5:
+    if len(distinct) < 2 or not falling or not 0 <= sigmas[-1] <= sigmas[0] <= 1 + 1e-5:
         raise ValueError(
             f"expected noise levels falling within 1..0, got {[round(s, 4) for s in sigmas]}; "
             "wire a flow-matching model's own schedule"
         )
-    return list(dict.fromkeys(float(sigma) for sigma in sigmas))
+    return distinct
 
 
 def spaced(index: int, last: int, steps: int) -> list[int]:

@@ -21,6 +21,11 @@ def whole(name: str, value: int, low: int, high: int, why: str = "") -> None:
     within(name, value, low, high, why)
 
 
+def flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected {name} to be true or false; got {value!r}")
+
+
 def within(name: str, value: float, low: float, high: float, why: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         reason = f" ({why})" if why else ""
@@ -87,6 +92,7 @@ class SearchSettings:
     def __post_init__(self):
         if self.budget != 0:
             within("budget", self.budget, 1, 1000, "times a plain sample; 1 is a plain sample")
+        flag("keep_better", self.keep_better)
         within("max_seconds", self.max_seconds, 0, math.inf)
         whole("micro_batch", self.micro_batch, 0, 4096)
         if self.target_reward is not None:

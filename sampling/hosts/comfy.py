@@ -98,7 +98,7 @@ class ComfyFlow:
         if self.items == 1:
             return self._call(x, sigma)
         # The host takes row k of a batch for item k: its conditioning, masks and noise.
-        turn = occurrence(item)
+        turn = occurrence(item, self.items)
         batches = x.new_zeros(int(turn.max()) + 1, self.items, *x.shape[1:])
         batches[turn, item] = x
         return torch.stack([self._call(batch, sigma) for batch in batches])[turn, item]
@@ -135,10 +135,10 @@ class ComfyFlow:
         )
 
 
-def occurrence(item: Tensor) -> Tensor:
+def occurrence(item: Tensor, items: int) -> Tensor:
     """How many rows before it each row of ``item`` [N] shares its item with, [N]."""
-    same = item[:, None] == item
-    return same.tril(-1).sum(1)
+    counted = torch.nn.functional.one_hot(item, items).cumsum(0)
+    return counted.gather(1, item[:, None])[:, 0] - 1
 
 
 class SearchSampler:

@@ -70,7 +70,7 @@ def make_settings(strategy: str = "steered", **changes) -> SearchSettings:
     Raises:
         ValueError: an unknown strategy or name, or a value out of range.
     """
-    if strategy not in STRATEGIES:
+    if not isinstance(strategy, str) or strategy not in STRATEGIES:
         raise ValueError(f"expected a strategy out of {', '.join(STRATEGIES)}; got {strategy!r}")
     kind = STRATEGIES[strategy].parameters
     own = [field.name for field in fields(kind)]
@@ -88,11 +88,19 @@ def settings_from_json(given: Mapping) -> SearchSettings:
     if not isinstance(given, Mapping):
         raise ValueError(f"expected settings as a JSON object, got {type(given).__name__}")
     known_fields(given, ["strategy", "version", "parameters", *COMMON], "a search")
-    settings = make_settings(given.get("strategy", "steered"), **given.get("parameters", {}))
+    common = {name: given[name] for name in COMMON if name in given}
+    settings = make_settings(given.get("strategy", "steered"), **common)
+    parameters, kind = given.get("parameters", {}), type(settings.parameters)
+    if not isinstance(parameters, Mapping):
+        raise ValueError(
+            f"expected parameters as a JSON object, got {type(parameters).__name__}; leave them "
+            "out for the defaults"
+        )
+    known_fields(parameters, [field.name for field in fields(kind)], settings.strategy)
     version, ours = given.get("version"), settings.parameters.version
     if version not in (None, ours):
         raise ValueError(
             f"expected version {ours} of strategy {settings.strategy!r}, got {version}; leave the "
             "version out to take this one"
         )
-    return replace(settings, **{name: given[name] for name in COMMON if name in given})
+    return replace(settings, parameters=kind(**parameters))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..run import Run, State
-from ..settings import Parameters, one_of, pair, whole, within
+from ..settings import Parameters, flag, one_of, pair, whole, within
 from ..steps import LinearStep, largest_eta, sde_step
 from ..updates import Group, average_where_missing, cotangent
 
@@ -67,6 +67,7 @@ class FlowTTRL(Parameters):
 
     def check(self) -> None:
         one_of("gradient", self.gradient, GRADIENTS)
+        flag("rationorm", self.rationorm)
         whole("group_size", self.group_size, 2, 256, "advantages compare candidates")
         whole("rl_iterations", self.rl_iterations, 1, 64)
         within("internal_reward_timestep", self.internal_reward_timestep, 0, 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..flow import Values
 from ..run import Run, State, per_item
 from ..settings import Parameters, within
 from ..steps import ancestral_std, cps_step
@@ -36,34 +37,57 @@ def rbf(run: Run, start: Tensor, settings: RBF) -> Iterator[State]:
     if quota < 2:
         yield from run.onward(x, 0)
         return
-    v = run.velocity(x, run.sigmas[0])
-    bar = torch.full((run.items,), -torch.inf, device=x.device)
+    v, bar = run.velocity(x, run.sigmas[0]), None
     used = torch.zeros(run.items, dtype=torch.long, device=x.device)
     for index in range(rounds):
         allowed = int(quota * (index + 1) + 1e-6)
-        x, v, bar, used = _step(run, index, x, v, bar, used, allowed, settings)
+        x, v, best, used = _step(run, index, x, v, bar, used, allowed, settings)
+        bar = best if bar is None else _chosen(_beats(run, best, bar), best, bar)
         yield State(x, index + 1, v, detail={"tried": used.tolist()})
     yield from run.onward(x, rounds, v)
 
 
-def _step(run, index, x, v, bar, used, allowed, settings):
-    """Latents, velocities and rewards of the step after ``index``, and the calls used so far."""
+def _step(
+    run: Run,
+    index: int,
+    x: Tensor,
+    v: Tensor,
+    bar: Values | None,
+    used: Tensor,
+    allowed: int,
+    settings: RBF,
+) -> tuple[Tensor, Tensor, Values, Tensor]:
+    """Latents, velocities [1, B, ...] and rewards [1, B] of the step after ``index``.
+
+    Items try candidates until one beats ``bar`` or they have ``used`` [B] what is ``allowed``; the
+    calls used so far come last.
+    """
     s, s_next = run.sigmas[index : index + 2]
     step = cps_step(s, s_next, settings.noise_share * ancestral_std(s, s_next))
     mean = step.mean(x, v)
-    chosen, chosen_v = x, v
-    best = torch.full_like(bar, -torch.inf)
-    active, candidate = used < allowed, 0
+    best, active, candidate = None, used < allowed, 0
     while bool(active.any()):
         tried = mean + step.std * run.draw(index, 1, first=candidate)
         tried_v = run.velocity(tried, s_next, active)
         values = run.look_ahead(tried, index + 1, 1, tried_v, active).values
-        score = run.totals(values)[0]
-        better = active & ((score > best) | (candidate == 0))
-        chosen = torch.where(per_item(better, x[0]), tried, chosen)
-        chosen_v = torch.where(per_item(better, x[0]), tried_v, chosen_v)
-        best = torch.where(better, score, best)
+        if best is None:
+            x, v, best = tried, tried_v, values
+        better = active & _beats(run, values, best)
+        x = torch.where(per_item(better, x[0]), tried, x)
+        v = torch.where(per_item(better, x[0]), tried_v, v)
+        best = _chosen(better, values, best)
         used = used + active
-        active = active & (best <= bar) & (used < allowed)
+        beaten = torch.zeros_like(active) if bar is None else ~_beats(run, best, bar)
+        active = active & beaten & (used < allowed)
         candidate += 1
-    return chosen, chosen_v, torch.maximum(bar, best), used
+    return x, v, best, used
+
+
+def _beats(run: Run, values: Values, others: Values) -> Tensor:
+    """Whether rewards [1, B] are above others, as things stand now [B]."""
+    return (run.totals(values) > run.totals(others))[0]
+
+
+def _chosen(mask: Tensor, values: Values, others: Values) -> Values:
+    """Rewards where ``mask`` [B] holds, others elsewhere."""
+    return {name: torch.where(mask, value, others[name]) for name, value in values.items()}
