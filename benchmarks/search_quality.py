@@ -219,6 +219,45 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def figure(rows: list[dict], path: Path) -> None:
+    """Accuracy against budget at 20 steps, a panel for each architecture and driver."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [row for row in rows if row["steps"] == 20 and row["hits"] and not row["parameters"]]
+    pairs = list(dict.fromkeys((row["arch"], row["driver"]) for row in shown))
+    drawing = Figure(figsize=(5.2 * len(pairs), 4.4), dpi=110, layout="constrained")
+    for panel, (arch, driver) in zip(
+        drawing.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=False
+    ):
+        here = [row for row in shown if (row["arch"], row["driver"]) == (arch, driver)]
+        plain = next(r for r in here if r["strategy"] == "best_of_n" and r["budget"] == 1)
+        panel.axhline(100 * plain["accuracy"], color="#8a93a3", linestyle=":", linewidth=1)
+        panel.annotate("plain", (1, 100 * plain["accuracy"] + 1), color="#8a93a3", fontsize=8)
+        for name in STRATEGIES:
+            own = sorted((r for r in here if r["strategy"] == name), key=lambda r: r["budget"])
+            if not own:
+                continue
+            ours = name == "steered"
+            style = {"color": "#0f7b6c", "linewidth": 2.4, "zorder": 3} if ours else {}
+            x, y = [r["budget"] for r in own], [100 * r["accuracy"] for r in own]
+            panel.plot(x, y, marker="o", markersize=5 if ours else 3.5, label=name, **style)
+            if ours:
+                low, high = ([100 * r[k] for r in own] for k in ("ci_low", "ci_high"))
+                panel.fill_between(x, low, high, color="#0f7b6c", alpha=0.12, linewidth=0)
+        panel.set(title=f"{arch}, driven by the {driver}", xlabel="budget, times a plain sample")
+        panel.set_ylabel("strict accuracy, %")
+        panel.set_xscale("log", base=2)
+        ticks = sorted({r["budget"] for r in here})
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.minorticks_off()
+        panel.grid(alpha=0.25, linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(fontsize=7, frameon=False, ncols=2, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(drawing).print_png(path)
+
+
 def main() -> None:
     args = _arguments()
     out = args.out
@@ -240,6 +279,8 @@ def main() -> None:
             )
     wanted = {json.dumps(_key(cell.key())) for cell in cells}
     shown = [row for row in rows if json.dumps(_key(row)) in wanted]
+    if args.figure:
+        figure(shown, args.figure)
     sys.stdout.write((json.dumps(compared(shown)) if args.json else table(shown)) + "\n")
 
 
@@ -267,7 +308,7 @@ def _cells(args) -> list[Cell]:
     ]
     if args.quick:
         pairs = pairs[:2]
-    n = args.prompts or (20 if args.quick else 60)
+    n = args.prompts or (10 if args.quick else 60)
     parameters = tuple(json.loads(args.parameters).items()) if args.parameters else ()
     parameters = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in parameters)
     cells = [
@@ -294,7 +335,7 @@ def _arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--table", action="store_true", help="all cells of the committed table")
-    parser.add_argument("--quick", action="store_true", help="20 tasks of two cells")
+    parser.add_argument("--quick", action="store_true", help="10 tasks, two cells")
     parser.add_argument("--world", default="tiny", help="tiny, gaussian or package.module:factory")
     parser.add_argument(
         "--strategies", nargs="+", default=["steered", "drafts"], choices=STRATEGIES
@@ -309,6 +350,7 @@ def _arguments():
     parser.add_argument("--parameters", metavar="JSON", help="changes to the strategy's own")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, help="default: docs/search_quality.json for --table")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw accuracy against budget")
     parser.add_argument("--json", action="store_true", help="the rows as JSON")
     args = parser.parse_args()
     if args.out is None:

@@ -180,7 +180,7 @@ def _settings(
     return replace(limits or make_settings(), parameters=parameters, budget=budget)
 
 
-def _limits() -> io.Custom.Input:
+def _limits() -> io.Input:
     return Settings.Input(
         "settings",
         optional=True,
@@ -189,7 +189,7 @@ def _limits() -> io.Custom.Input:
     )
 
 
-def _budget(default: float, low: float, tooltip: str) -> io.Float.Input:
+def _budget(default: float, low: float, tooltip: str) -> io.Input:
     return io.Float.Input(
         "budget", default=default, min=low, max=1000.0, step=0.5, round=0.01, tooltip=tooltip
     )

@@ -23,9 +23,8 @@ PAPER_ADVANCED = {
     "rationorm": "GRPO's ratio normalised per sample.",
 }
 STEERED = {
+    "draft_steps": "Steps of a draft of the whole schedule. More: clearer and dearer.",
     "rounds": "Rounds of drafts, where the budget pays for them; at least 1.",
-    "window": "Where the last round begins, as a share of the steps, 0..1.",
-    "draft_steps": "Steps of a draft. More: clearer and dearer.",
     "decay": "Candidates of a round over those of the round before, up to 1.",
     "correlation": "How like its parent's noise a candidate's noise is, 0..1.",
     "parents": "Best drafts that a round's candidates are around; at least 1.",

@@ -77,8 +77,8 @@ def _step(
         v = torch.where(per_item(better, x[0]), tried_v, v)
         best = _chosen(better, values, best)
         used = used + active
-        beaten = torch.zeros_like(active) if bar is None else ~_beats(run, best, bar)
-        active = active & beaten & (used < allowed)
+        short = ~_beats(run, best, bar) if bar else run.totals(best)[0].isneginf()
+        active = active & short & (used < allowed)
         candidate += 1
     return x, v, best, used
 

@@ -134,7 +134,9 @@ def test_search_on_raises_the_reward_and_leaves_the_host_as_it_was(server, archi
 
 @pytest.mark.parametrize(("architecture", "cfg"), ARCHITECTURES.items())
 def test_every_strategy_runs(server, strategies, architecture, cfg):
-    searches = [graphs.search(f"by-{name}", 3, STEPS, cfg, strategy=name) for name in strategies]
+    searches = [
+        graphs.search(f"by-{name}", 3, STEPS, cfg, strategy=name, budget=3.0) for name in strategies
+    ]
     run = ran(server, graphs.demo(architecture, batch=2), *searches)
     for name in strategies:
         told = report(run, f"by-{name}")

@@ -115,7 +115,9 @@ class Telling(Wrapped):
         self.told += len(images)
         told = torch.tensor([float(self.tell(number)) for number in numbers])
         # keeps a gradient where there is one, for what differentiates it
-        return {n: 0 * value.nan_to_num() + told for n, value in super().score(images, item).items()}
+        return {
+            n: 0 * value.nan_to_num() + told for n, value in super().score(images, item).items()
+        }
 
 
 class Weighted(Wrapped):

@@ -79,9 +79,7 @@ def test_inner_products_by_band(shape):
     for x, y in ((a, b), (a, a)):
         expected = [dot(p, q) for p, q in zip(parts(x), parts(y), strict=True)]
         found = bands.dot(bands.spectrum(x), bands.spectrum(y))
-        torch.testing.assert_close(
-            found, torch.stack(expected, 1).float(), atol=1e-3, rtol=1e-5
-        )
+        torch.testing.assert_close(found, torch.stack(expected, 1).float(), atol=1e-3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

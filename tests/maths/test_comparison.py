@@ -42,8 +42,12 @@ class Mixed(Wrapped):
         (reward,) = super().score(images, item).values()
         numbers = range(self.scored, self.scored + len(images))
         self.scored += len(images)
-        large = torch.stack([reward.new_tensor(NAN) if self.lost(n) else 1000 * r
-                             for n, r in zip(numbers, reward, strict=True)])
+        large = torch.stack(
+            [
+                reward.new_tensor(NAN) if self.lost(n) else 1000 * r
+                for n, r in zip(numbers, reward, strict=True)
+            ]
+        )
         return {"large": large, "small": 0.01 * reward, "same": 0 * reward + 7.0}
 
     def totals(self, values, seen):

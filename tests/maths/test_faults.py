@@ -372,9 +372,7 @@ def test_fault_10_the_seed_matters(strategy, packed):
     assert torch.equal(one.latents, again.latents)
     assert [r.rewards for r in one.records] == [r.rewards for r in again.records]
     if strategy == "best_of_n":  # whose first sample may be the best in either
-        one, two = (
-            search(world, world.noise(8), settings, seed=seed) for seed in (1, 2)
-        )
+        one, two = (search(world, world.noise(8), settings, seed=seed) for seed in (1, 2))
     assert not torch.equal(one.latents, two.latents)
 
 
@@ -399,9 +397,7 @@ def test_fault_11_no_call_recomputes_something_known(changes, steps):
     """No two calls of a run are of the same latent at the same level."""
     recorder = Recorder(GaussianWorld(8, steps=steps))
     result = search(recorder, recorder.flow.noise(), published(**changes))
-    seen = {
-        (call.sigma, row.numpy().tobytes()) for call in recorder.calls for row in call.x
-    }
+    seen = {(call.sigma, row.numpy().tobytes()) for call in recorder.calls for row in call.x}
     assert len(seen) == sum(len(call.x) for call in recorder.calls) == result.cost.model_calls
 
 

@@ -128,7 +128,7 @@ def test_unknown_strategies_are_refused(name):
 
 @EACH
 def test_unknown_settings_are_refused(strategy):
-    for name in ("budgets", "strategy", "rl_interation_num", "window "):
+    for name in ("budgets", "version", "rl_interation_num", "window "):
         with pytest.raises(ValueError, match="expected settings of") as error:
             make_settings(strategy, **{name: 1})
         assert says_what_is_wrong(error)

@@ -112,9 +112,7 @@ def test_max_seconds_goes_on_from_the_best_look_ahead_so_far(strategy, limit, mo
     flow = Clocked(world, monkeypatch)
     looks, ends = spy_on_look_aheads(monkeypatch, flow), []
     settings = only_search(strategy, budget=4.0, max_seconds=limit)
-    result = search(
-        flow, world.noise(2), settings, on_step=lambda event: ends.append(flow.seconds)
-    )
+    result = search(flow, world.noise(2), settings, on_step=lambda event: ends.append(flow.seconds))
     check_stopped(world, result, "max_seconds", looks, free)
     if result.stopped:
         assert ends[-1] >= limit
@@ -174,9 +172,7 @@ def test_items_of_a_stopped_batch_go_on_from_their_own_best(strategy):
     settings, x = only_search(strategy, budget=4.0), world.noise(3)
     batch = search(world, x, settings, finish_now=stop_after(3))
     for item in range(3):
-        alone = search(
-            world.only(item), x[item : item + 1], settings, finish_now=stop_after(3)
-        )
+        alone = search(world.only(item), x[item : item + 1], settings, finish_now=stop_after(3))
         if alone.stopped == batch.stopped:
             torch.testing.assert_close(
                 batch.latents[item : item + 1], alone.latents, atol=1e-3, rtol=1e-3

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from flow_ttrl.sampling import KeyedNoise, sample
+from flow_ttrl.rewards import RewardMix
+from flow_ttrl.sampling import sample
 from flow_ttrl.world import latents
 from flow_ttrl.world.bundle import FOLDER, PARTS, load
 from flow_ttrl.world.diffusers import (
@@ -13,9 +14,8 @@ from flow_ttrl.world.diffusers import (
     start_noise,
     world_flow,
 )
-from flow_ttrl.world.evaluate import driven_by
 from flow_ttrl.world.prompts import held_out
-from flow_ttrl.world.rewards import accurate
+from flow_ttrl.world.rewards import accurate, world_reward
 from flow_ttrl.world.training import Data
 
 MEGABYTE = 1024 * 1024
@@ -68,8 +68,30 @@ def test_vae_keeps_what_the_verifier_reads():
 def test_plain_samples_resemble_their_prompts(arch):
     """Far better than the same images against each other's prompts."""
     prompts = held_out("dev", 16)
-    flow = world_flow(arch, prompts, driven_by("verifier"), 12)
-    images = flow.decode(sample(flow, start_noise(KeyedNoise(0), 16)))
-    right = flow.score(images).total.mean()
-    swapped = flow.score(images.roll(2, 0)).total.mean()
+    flow = world_flow(arch, prompts, RewardMix(((world_reward("verifier"), 1.0),)), 12)
+    latents, item = sample(flow, start_noise(0, 16)), torch.arange(16)
+    images = flow.decode(latents, item)
+    right, swapped = (flow.score(i, item)["verifier"].mean() for i in (images, images.roll(2, 0)))
     assert right > swapped + 0.1
+
+
+@pytest.mark.parametrize("arch", ["sd3", "flux"])
+@torch.no_grad()
+def test_rows_are_their_items_own(arch):
+    """Velocity, images and rewards of any rows, in any order, are those of their own prompts."""
+    prompts = held_out("dev", 3)
+    flow = world_flow(arch, prompts, RewardMix(((world_reward("scorer"), 1.0),)), 4)
+    x, order = start_noise(3, 3), torch.tensor([2, 0, 2, 1])
+    whole = flow.velocity(x, 0.7, torch.arange(3))
+    rows = flow.velocity(x[order], 0.7, order)
+    torch.testing.assert_close(rows, whole[order], atol=1e-4, rtol=1e-3)
+    images = flow.decode(x, torch.arange(3))
+    scores = flow.score(images, torch.arange(3))["scorer"]
+    again = flow.score(images[order], order)["scorer"]
+    torch.testing.assert_close(again, scores[order], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(flow.score(images, torch.tensor([1, 2, 0]))["scorer"], scores)
+
+
+def test_starting_noise_is_an_items_own():
+    assert torch.equal(start_noise(5, 4)[2:], start_noise(5, 2, first=2))
+    assert not torch.equal(start_noise(5), start_noise(6))
