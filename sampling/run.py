@@ -60,13 +60,13 @@ class Look:
 
     Attributes:
         v: the velocity [P, B, ...] that they began with.
-        path: the latents [P, B, ...] on the way, by level.
+        path: the latents on the way and their velocities, both [P, B, ...], by level.
     """
 
     clean: Tensor
     values: Values
     v: Tensor | None
-    path: dict[int, Tensor]
+    path: dict[int, tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -202,8 +202,8 @@ class Run:
             x = solver.step(x, v, self.levels[index], self.levels[stop])
             index = stop
             if stop < last:
-                path[stop] = x
                 v = self.velocity(x, self.levels[stop], active)
+                path[stop] = x, v
         values = self.judge(x, active)
         self._offer(values, origin, start, x)
         return Look(x, values, first, path)

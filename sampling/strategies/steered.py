@@ -66,8 +66,9 @@ def allocate(settings: Steered, steps: int, tail: int, calls: int) -> list[Round
     rule, the shares falling by ``decay`` a round), so that more calls never search less.
     """
     grid = [0, *spaced(0, steps + tail, settings.draft_steps)]
+    levels = sum(level < steps for level in grid)
     plan: list[Round] = []
-    for count in range(1, min(settings.rounds, len(grid) - 1) + 1):
+    for count in range(1, min(settings.rounds, levels) + 1):
         least = _least(grid, count)
         if _price(least) > calls:
             break
@@ -94,23 +95,29 @@ def _least(grid: list[int], count: int) -> list[Round]:
 
 
 def _price(rounds: list[Round]) -> int:
-    return sum(r.candidates * r.calls for r in rounds)
+    # the first call on the best draft's own path is known from its draft
+    return sum(r.candidates * r.calls for r in rounds) - (len(rounds) > 1)
 
 
 @dataclass(frozen=True)
 class Drafts:
-    """Drafts of every item: clean latents [P, B, ...], their rewards [P, B], and their paths."""
+    """Drafts of every item: clean latents [P, B, ...], their rewards [P, B], and their paths.
+
+    Attributes:
+        path: latents and velocities [P, B, ...] by level.
+    """
 
     clean: Tensor
     values: Values
-    path: dict[int, Tensor]
+    path: dict[int, tuple[Tensor, Tensor]]
 
     def __add__(self, more: Drafts) -> Drafts:
-        return Drafts(
-            torch.cat([self.clean, more.clean]),
-            cat_values(self.values, more.values),
-            {level: torch.cat([self.path[level], x]) for level, x in more.path.items()},
-        )
+        path = {
+            level: (torch.cat([self.path[level][0], x]), torch.cat([self.path[level][1], v]))
+            for level, (x, v) in more.path.items()
+        }
+        clean = torch.cat([self.clean, more.clean])
+        return Drafts(clean, cat_values(self.values, more.values), path)
 
 
 def steered(run: Run, start: Tensor, settings: Steered) -> Iterator[State]:
@@ -119,32 +126,41 @@ def steered(run: Run, start: Tensor, settings: Steered) -> Iterator[State]:
         yield from run.onward(start, 0)
         return
     grid = spaced(0, run.steps + run.tail, settings.draft_steps)
-    x, pool = run.start(run.fresh_noise(rounds[0].candidates)), None
+    x, v, pool = run.start(run.fresh_noise(rounds[0].candidates)), None, None
     for number, this in enumerate(rounds[:-1], 1):
         look = run.look_ahead(x, this.level, 0, stops=[g for g in grid if g > this.level])
         drafts = Drafts(look.clean, look.values, look.path)
         pool = drafts if pool is None else pool + drafts
         yield State(x, this.level, detail={"draft_calls": this.calls})
-        x = _around(run, pool, number, rounds[number], settings, number == len(rounds) - 1)
-    yield from run.onward(x, rounds[-1].level)
+        if number < len(rounds) - 1:
+            x = _around(run, pool, number, rounds[number], settings.parents, settings.correlation)
+        else:
+            x, v = _last(run, pool, number, rounds[number], settings.correlation)
+    yield from run.onward(x, rounds[-1].level, v)
 
 
 def _around(
-    run: Run, pool: Drafts, number: int, following: Round, settings: Steered, last: bool
+    run: Run, pool: Drafts, number: int, this: Round, parents: int, correlation: float
 ) -> Tensor:
-    """Candidates [P, B, ...] of the ``following`` round around the best drafts so far.
+    """Candidates [P, B, ...] of round ``number`` around the best drafts so far.
 
-    A parent's noise is what its path's latent is made of beside its clean latent: x = (1 - s) x0 +
-    s e. A candidate keeps a part of it; the first one of the last round, all.
+    A parent's noise e is what its path's latent there is made of beside its clean latent, x = (1 -
+    s) x0 + s e. A candidate keeps a part of it.
     """
-    count = following.candidates
-    s, rho = run.sigmas[following.level], settings.correlation
-    pick = top(run, pool.values, min(1 if last else settings.parents, len(pool.clean)))
-    rows = torch.arange(count, device=pick.device) % len(pick)
-    on_path = take(pool.path[following.level], pick)[rows]
-    clean = (1 - s) * take(pool.clean, pick)[rows]
-    fresh = run.draw(number, count)
-    x = clean + rho * (on_path - clean) + s * math.sqrt(1 - rho * rho) * fresh
-    if last:
-        x[0] = on_path[0]
-    return x
+    s = run.sigmas[this.level]
+    pick = top(run, pool.values, min(parents, len(pool.clean)))
+    rows = torch.arange(this.candidates, device=pick.device) % len(pick)
+    data = (1 - s) * take(pool.clean, pick)[rows]
+    noise = take(pool.path[this.level][0], pick)[rows] - data
+    fresh = s * run.draw(number, this.candidates)
+    return data + correlation * noise + math.sqrt(1 - correlation**2) * fresh
+
+
+def _last(
+    run: Run, pool: Drafts, number: int, this: Round, correlation: float
+) -> tuple[Tensor, Tensor]:
+    """Candidates of the last round and their velocities: the best draft's own path comes first."""
+    x, v = (take(part, top(run, pool.values, 1)) for part in pool.path[this.level])
+    others = _around(run, pool, number, this, 1, correlation)[1:]
+    velocities = run.velocity(others, run.sigmas[this.level])
+    return torch.cat([x, others]), torch.cat([v, velocities])

@@ -89,7 +89,9 @@ def test_gains_by_band(shape):
     gains = torch.rand(len(x), len(bands.sizes), generator=torch.Generator().manual_seed(4))
     found = bands.latent(bands.scaled(bands.spectrum(x), gains))
     each = [1, *[1] * (x.ndim - 1)]
-    expected = sum(part * gain.view(-1, *each[1:]) for part, gain in zip(parts(x), gains.T))
+    expected = sum(
+        part * gain.view(-1, *each[1:]) for part, gain in zip(parts(x), gains.T, strict=True)
+    )
     torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """What a search may spend: cost <= plan <= budget, for every strategy, schedule and reward."""
 
+import functools
 import math
 
 import pytest
@@ -42,13 +43,19 @@ SCHEDULES = {
     "equal last levels": [*FULL, 0.0],
     "rounded above 1": [1.0000001, *FULL[1:]],
 }
-BUDGETS = (1, 1.5, 2, 3, 6, 12)
+BUDGETS = {1: (1, 3), 2: (1.5, 6), 4: (1.5, 12), 8: (3,), 20: (2,)}
+"""Some for each number of steps."""
 
 
 def expected_calls(budget: float, sigmas: list[float]) -> int:
     """Calls in that many plain samples; judging one that ends above 0 takes a call more."""
     distinct = sorted(set(sigmas))
     return math.floor(budget * (len(distinct) - 1 + (distinct[0] > 0)) + 1e-9)
+
+
+@functools.cache
+def cost_planned(settings, sigmas: tuple[float, ...]) -> Cost:
+    return plan(settings, sigmas).cost
 
 
 def times(cost: Cost, items: int) -> Cost:
@@ -58,7 +65,7 @@ def times(cost: Cost, items: int) -> Cost:
 def check_run(strategy, sigmas, budget, reward, items=2):
     settings = only_search(strategy, budget=float(budget))
     flow = Telling(GaussianWorld(4, sigmas=sigmas), REWARDS[reward])
-    planned = plan(settings, flow.sigmas.tolist()).cost
+    planned = cost_planned(settings, tuple(flow.sigmas.tolist()))
     result = search(flow, flow.flow.noise(items), settings)
     where = f"{len(sigmas) - 1} steps, budget {budget}"
     assert result.latents.isfinite().all(), where
@@ -71,15 +78,15 @@ def check_run(strategy, sigmas, budget, reward, items=2):
 
 @EACH
 @pytest.mark.parametrize("reward", REWARDS)
-@pytest.mark.parametrize("steps", [1, 2, 4, 8, 20])
+@pytest.mark.parametrize("steps", BUDGETS)
 def test_cost_is_within_plan_is_within_budget(strategy, reward, steps):
     sigmas = shifted_sigmas(steps).tolist()
-    for budget in BUDGETS if steps <= 4 else (1.5, 3, 6) if steps <= 8 else (2, 4):
+    for budget in BUDGETS[steps]:
         check_run(strategy, sigmas, budget, reward)
 
 
 @EACH
-@pytest.mark.parametrize("reward, budget", [("random", 12), ("falling", 2), ("rising", 6)])
+@pytest.mark.parametrize("reward, budget", [("random", 12), ("falling", 2)])
 def test_cost_is_within_plan_is_within_budget_over_forty_steps(strategy, reward, budget):
     check_run(strategy, shifted_sigmas(40).tolist(), budget, reward, items=1)
 
@@ -87,7 +94,7 @@ def test_cost_is_within_plan_is_within_budget_over_forty_steps(strategy, reward,
 @EACH
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_budget_holds_on_every_schedule(strategy, name):
-    for budget, reward in ((1, "random"), (1.5, "falling"), (4, "NaN"), (8, "random")):
+    for budget, reward in ((1.5, "falling"), (4, "NaN")):
         check_run(strategy, SCHEDULES[name], budget, reward)
 
 
@@ -135,9 +142,9 @@ def test_rewards_that_never_rise_cost_an_adaptive_strategy_its_plan(strategy):
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 13])
 def test_more_budget_never_plans_less(strategy, steps):
     sigmas = shifted_sigmas(steps).tolist()
-    shortest = [sigmas, [*sigmas[:-1], 0.01], [0.9 * sigma for sigma in sigmas]]
-    for levels in shortest if steps < 8 else [sigmas]:
-        budgets = [1 + k / 3 for k in range(15)]
+    others = [[*sigmas[:-1], 0.01], [0.9 * sigma for sigma in sigmas]] if steps == 4 else []
+    for levels in [sigmas, *others]:
+        budgets = [1, 1.2, 1.5, 2, 2.5, 3, 4, 5]
         calls = [
             plan(make_settings(strategy, budget=budget), levels).cost.calls for budget in budgets
         ]

@@ -7,7 +7,7 @@ import torch
 from gaussian_world import REWARDS, GaussianWorld
 from probes import EACH, SELECTING, only_search
 
-from flow_ttrl.sampling import sample, search
+from flow_ttrl.sampling import STRATEGIES, sample, search
 
 SEEDS, STEPS = 8, 20
 BANDS = ["k < 1/16", "1/16 <= k < 1/8", "1/8 <= k < 1/4", "1/4 <= k"]
@@ -39,11 +39,12 @@ def test_every_strategy_raises_the_reward(strategy, reward):
         assert (gain > 0).sum() >= 7
 
 
-@EACH
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "flow_ttrl"])
 def test_more_budget_gains_more(strategy):
-    """Six plain samples' worth over one and a half, over all three rewards."""
-    if strategy == "flow_ttrl":
-        pytest.skip("its window ends at 5; the published step is too small to tell apart")
+    """Six plain samples' worth over one and a half, over all three rewards.
+
+    The published step of `flow_ttrl` is too small to tell its windows apart here.
+    """
     gains = [
         sum(
             ((searched(r, strategy, budget).rewards - plain(r)[2]).mean() / plain(r)[2].std())

@@ -49,7 +49,7 @@ def check_stopped(flow, result, stopped_by, looks, free):
 
 
 @EACH
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("steps", [1, 3, 6])
 def test_finish_now_goes_on_from_the_best_look_ahead_so_far(strategy, steps, monkeypatch):
     flow, settings = GaussianWorld(16, steps=STEPS), only_search(strategy, budget=4.0)
     free = search(flow, flow.noise(3), settings)
@@ -105,7 +105,7 @@ class Clocked(Wrapped):
 
 
 @EACH
-@pytest.mark.parametrize("limit", [0.5, 4, 9])
+@pytest.mark.parametrize("limit", [0.5, 9])
 def test_max_seconds_goes_on_from_the_best_look_ahead_so_far(strategy, limit, monkeypatch):
     world = GaussianWorld(16, steps=STEPS)
     free = search(world, world.noise(2), only_search(strategy, budget=4.0))
@@ -231,7 +231,7 @@ def test_cancel_stops_at_once_and_leaves_nothing_behind(strategy):
     expected, before = search(whole, x, settings, on_step=whole.on_step), x.clone()
     assert all(whole.counts.values())
     for method, calls in whole.counts.items():
-        for call in sorted({1, 2, calls // 2, calls - 1, calls} & set(range(1, calls + 1))):
+        for call in sorted({1, (calls + 1) // 2, calls}):
             flow = Cancelling(world, method, call)
             with pytest.raises(CancelError):
                 search(flow, x, settings, on_step=flow.on_step)
