@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from worlds import WORLDS, octave_energies
+from octaves import octave_energies
+from worlds import WORLDS
 
 from flow_ttrl.sampling import STRATEGIES, make_settings, search
 

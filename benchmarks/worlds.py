@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from flow_ttrl.sampling import Flow
-from flow_ttrl.sampling.bands import Bands
 from flow_ttrl.world.diffusers import start_noise, world_flow
-
-try:
-    from flow_ttrl.world.gaussian import REWARDS, GaussianWorld
-except ImportError:
-    REWARDS = {}
+from flow_ttrl.world.gaussian import REWARDS, GaussianWorld
 from flow_ttrl.world.prompts import held_out
 from flow_ttrl.world.rewards import WORLD_REWARDS, accurate, driven_by, judges
 
@@ -104,10 +99,3 @@ class Gaussian:
 
 
 WORLDS = {"tiny": TinyWorld, "gaussian": Gaussian}
-
-
-def octave_energies(latents: Tensor) -> Tensor:
-    """Energy of latents [B, ...] per degree of freedom in each octave [B, bands]."""
-    bands = Bands.of(latents)
-    spectrum = bands.spectrum(latents)
-    return bands.dot(spectrum, spectrum) / bands.sizes

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .bands import Bands
-
 LEAST_MEAN_COEFFICIENT = 0.5
 """The SDE mean keeps at least this much of x; below 0 the update's sign turns round."""
 
@@ -115,22 +113,3 @@ def ancestral_std(s: float, s_next: float) -> float:
         (1 - level) ** 2 / ((1 - level) ** 2 + level**2) for level in (s, s_next)
     )
     return s_next * math.sqrt((1 - signal / signal_next) / (1 - signal))
-
-
-def matched_mean(x: Tensor, v: Tensor, s: float, s_next: float, std: float) -> Tensor:
-    """Mean [N, ...] of a step with noise ``std`` that is as energetic as Euler's, by octave.
-
-    Like Flow-CPS (arXiv 2509.05952) it keeps the data estimate x0 and makes room for fresh noise in
-    the noise estimate e: mean = (1 - s') x0 + k e. How much of e may stay, k, is solved for in each
-    octave, so that mean and noise have the energy of the Euler step (1 - s') x0 + s' e there. CPS
-    assumes that estimates are as energetic as what they estimate, and loses where they are not.
-    """
-    bands = Bands.of(x)
-    data, noise = bands.spectrum((1 - s_next) * (x - s * v)), bands.spectrum(x + (1 - s) * v)
-    overlap = bands.dot(data, noise)
-    energy = bands.dot(noise, noise).clamp(min=1e-12)
-    # |data + k e|^2 + std^2 size = |data + s' e|^2, or as near to that as k >= 0 comes
-    rest = s_next**2 * energy + 2 * s_next * overlap - std**2 * bands.sizes
-    root = (overlap.square() + energy * rest).clamp(min=0).sqrt()
-    kept = ((root - overlap) / energy).clamp(min=0)
-    return bands.latent(data + bands.scaled(noise, kept))

@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from gaussian_world import GaussianWorld
 
 from flow_ttrl.plots import reward_curve
 from flow_ttrl.sampling import STRATEGIES, make_settings, search
+from flow_ttrl.world.gaussian import GaussianWorld
 
 
 def reported(strategy: str = "steered", **changes) -> dict:

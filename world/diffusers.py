@@ -76,12 +76,13 @@ GUIDANCE = {"sd3": 3.0, "flux": 4.5}
 @lru_cache(maxsize=4)
 def load_models(arch: str) -> tuple[SD3Transformer2DModel | FluxTransformer2DModel, AutoencoderKL]:
     """The bundled transformer and VAE of ``arch``, in float32 and frozen."""
-    transformer = build_transformer(arch)
-    transformer.load_state_dict(load(arch))
-    scale, shift = SCALE_SHIFT[arch]
-    vae = AutoencoderKL(**VAE_CONFIG, scaling_factor=scale, shift_factor=shift)
-    vae.load_state_dict(to_family(load("vae"), arch))
-    return transformer.eval().requires_grad_(False), vae.eval().requires_grad_(False)
+    with torch.inference_mode(False):  # they outlive the caller's mode
+        transformer = build_transformer(arch)
+        transformer.load_state_dict(load(arch))
+        scale, shift = SCALE_SHIFT[arch]
+        vae = AutoencoderKL(**VAE_CONFIG, scaling_factor=scale, shift_factor=shift)
+        vae.load_state_dict(to_family(load("vae"), arch))
+        return transformer.eval().requires_grad_(False), vae.eval().requires_grad_(False)
 
 
 def world_flow(arch: str, prompts: list[str], reward: RewardMix, steps: int) -> DiffusersFlow:

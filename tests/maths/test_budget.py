@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from gaussian_world import GaussianWorld
 from probes import ADAPTING, EACH, Recorder, Telling, only_search
 
 from flow_ttrl.sampling import (
@@ -17,6 +16,7 @@ from flow_ttrl.sampling import (
     search,
     shifted_sigmas,
 )
+from flow_ttrl.world.gaussian import GaussianWorld
 
 NAN = float("nan")
 REWARDS = {

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gaussian_world import GaussianWorld
 from probes import EACH, SELECTING, Wrapped, only_search, spy_on_look_aheads
 
 from flow_ttrl.rewards import MODES, Reward, RewardMix
 from flow_ttrl.sampling import make_settings, sample, search
+from flow_ttrl.world.gaussian import GaussianWorld
 
 NAN = float("nan")
 EACH_MODE = pytest.mark.parametrize("mode", MODES)

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gaussian_world import REWARDS, GaussianWorld
 from probes import (
     EACH,
     Recorder,
@@ -26,6 +25,7 @@ from flow_ttrl.sampling.objectives import advantages
 from flow_ttrl.sampling.steps import log_prob, sde_step
 from flow_ttrl.sampling.strategies.flow_ttrl import FlowTTRL
 from flow_ttrl.sampling.updates import Group, cotangent
+from flow_ttrl.world.gaussian import REWARDS, GaussianWorld
 
 
 def published(**changes):

@@ -4,10 +4,10 @@ import functools
 
 import pytest
 import torch
-from gaussian_world import REWARDS, GaussianWorld
 from probes import EACH, SELECTING, only_search
 
 from flow_ttrl.sampling import STRATEGIES, sample, search
+from flow_ttrl.world.gaussian import REWARDS, GaussianWorld
 
 SEEDS, STEPS = 8, 20
 BANDS = ["k < 1/16", "1/16 <= k < 1/8", "1/8 <= k < 1/4", "1/4 <= k"]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from gaussian_world import BAND_EDGES, GaussianWorld
 from probes import keyed_noise, only_search
 
 from flow_ttrl.sampling import Run
 from flow_ttrl.sampling.strategies.glass import transition
+from flow_ttrl.world.gaussian import BAND_EDGES, GaussianWorld
 
 LEVELS = [(1.0, 0.9), (1.0, 0.75), (0.9, 0.7), (0.8, 0.75), (0.7, 0.4), (0.3, 0.1)]
 SIZE = (40, 27)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gaussian_world import GaussianWorld
 from probes import (
     EACH,
     SELECTING,
@@ -22,6 +21,7 @@ from probes import (
 
 from flow_ttrl.sampling import STRATEGIES, make_settings, sample, search, shifted_sigmas
 from flow_ttrl.sampling.objectives import tied
+from flow_ttrl.world.gaussian import GaussianWorld
 
 NAN = float("nan")
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from gaussian_world import REWARDS, GaussianWorld
 from probes import EACH, Rewarded, Telling, Wrapped
 
 from flow_ttrl.sampling import Cost, make_settings, sample, search, shifted_sigmas
+from flow_ttrl.world.gaussian import REWARDS, GaussianWorld
 
 
 class Misled(Wrapped):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from gaussian_world import GaussianWorld
 from probes import EACH, only_search
 
 from flow_ttrl.sampling import search
 from flow_ttrl.sampling.noise import KeyedNoise, item_keys
+from flow_ttrl.world.gaussian import GaussianWorld
 
 SHAPE = (4, 6, 6)
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from gaussian_world import GaussianWorld
 from probes import Recorder, Rewarded, cosines, keyed_noise, only_search, spy_on_losses
 
 from flow_ttrl.sampling import sample, search
 from flow_ttrl.sampling.steps import log_prob, sde_step
+from flow_ttrl.world.gaussian import GaussianWorld
 
 SHAPES = {
     "sd3": ((128, 128), False, (1, 16, 128, 128)),

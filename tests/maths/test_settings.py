@@ -5,7 +5,6 @@ import math
 from dataclasses import fields
 
 import pytest
-from gaussian_world import GaussianWorld
 from probes import EACH, only_search
 
 from flow_ttrl.sampling import (
@@ -18,6 +17,7 @@ from flow_ttrl.sampling import (
 )
 from flow_ttrl.sampling.settings import COMMON
 from flow_ttrl.sampling.strategies.flow_ttrl import FlowTTRL
+from flow_ttrl.world.gaussian import GaussianWorld
 
 NAN, INF = math.nan, math.inf
 

@@ -4,18 +4,16 @@ import math
 
 import pytest
 import torch
-from gaussian_world import GaussianWorld
 
 from flow_ttrl.sampling import shifted_sigmas
-from flow_ttrl.sampling.bands import Bands
 from flow_ttrl.sampling.steps import (
     ancestral_std,
     cps_step,
     largest_eta,
     log_prob,
-    matched_mean,
     sde_step,
 )
+from flow_ttrl.world.gaussian import GaussianWorld
 
 SAMPLES = 20_000
 SIGMAS = 5.0  # statistical tolerance of 2 x 20 modes x 10 levels
@@ -207,54 +205,6 @@ def test_log_prob_is_the_normal_density(shape):
     step, dims = sde_step(0.8, 0.7, 0.7, 0.9), tuple(range(1, len(shape)))
     expected = torch.distributions.Normal(mean, step.std).log_prob(sample).mean(dims)
     torch.testing.assert_close(log_prob(step, sample, mean, dims), expected)
-
-
-def energies(x):
-    bands = Bands.of(x)
-    spectrum = bands.spectrum(x)
-    return bands.dot(spectrum, spectrum)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (24, 40), (15, 21)])
-@pytest.mark.parametrize("s, s_next", [(0.9, 0.85), (0.8, 0.7), (0.4, 0.3), (0.1, 0.05)])
-@pytest.mark.parametrize("eta", [0.2, 0.4, 0.6])
-def test_a_matched_mean_leaves_the_energy_of_eulers_in_every_octave(size, s, s_next, eta):
-    """Mean and noise at right angles: the search's candidates, of exactly typical noise.
-
-    An octave of few numbers may have more energy than that even where no old noise is left.
-    """
-    world = GaussianWorld(*size)
-    x = (1 - s) * world.data(3) + s * world.noise(3)
-    v, std, bands = velocity(world, x, s), cps_std(s_next, eta), Bands.of(x)
-    found = energies(matched_mean(x, v, s, s_next, std)) + std**2 * bands.sizes
-    data, noise = bands.spectrum((1 - s_next) * (x - s * v)), bands.spectrum(x + (1 - s) * v)
-    quietest = (-bands.dot(data, noise) / bands.dot(noise, noise)).clamp(min=0)
-    least = energies(bands.latent(data + bands.scaled(noise, quietest))) + std**2 * bands.sizes
-    wanted = energies(euler(x, v, s, s_next))
-    assert (least > wanted).float().mean() < 0.1
-    torch.testing.assert_close(found, torch.maximum(wanted, least), rtol=1e-3, atol=0)
-
-
-@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 4, 7, 12), (2, 36, 16), (2, 4, 3, 8, 8)])
-def test_a_matched_mean_keeps_the_data_estimate(shape):
-    """And gives up noise only, in latents of any rank; without fresh noise it is Euler's."""
-    x, v = torch.randn(2, *shape, generator=torch.Generator().manual_seed(4))
-    quiet = matched_mean(x, v, 0.8, 0.7, 1e-6)
-    torch.testing.assert_close(quiet, euler(x, v, 0.8, 0.7), atol=1e-4, rtol=1e-4)
-    bands = Bands.of(x)
-    rest = bands.spectrum(matched_mean(x, v, 0.8, 0.7, 0.5) - 0.3 * (x - 0.8 * v))
-    noise = bands.spectrum(x + 0.2 * v)
-    along = bands.dot(rest, noise) / bands.dot(noise, noise)
-    torch.testing.assert_close(rest, bands.scaled(noise, along), atol=1e-4, rtol=1e-3)
-    assert (along < 0.7).all()
-
-
-def test_a_matched_mean_at_the_start_is_fresh_noise():
-    """From pure noise with all of it fresh nothing of the old noise stays: another start."""
-    world = GaussianWorld(16)
-    x, first = world.noise(4), world.sigmas[1].item()
-    mean = matched_mean(x, velocity(world, x, 1.0), 1.0, first, first)
-    assert mean.std() < 0.2 * x.std()
 
 
 def test_the_worlds_velocity_is_exact():

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gaussian_world import GaussianWorld
 from probes import (
     ADAPTING,
     EACH,
@@ -17,6 +16,7 @@ from probes import (
 )
 
 from flow_ttrl.sampling import sample, search, shifted_sigmas
+from flow_ttrl.world.gaussian import GaussianWorld
 
 STEPS = 10
 

@@ -95,3 +95,13 @@ def test_rows_are_their_items_own(arch):
 def test_starting_noise_is_an_items_own():
     assert torch.equal(start_noise(5, 4)[2:], start_noise(5, 2, first=2))
     assert not torch.equal(start_noise(5), start_noise(6))
+
+
+def test_models_loaded_in_inference_mode_serve_gradients_later():
+    """They are kept for the process, whoever asked for them first."""
+    load_models.cache_clear()
+    with torch.inference_mode():
+        transformer, vae = load_models("flux")
+    parameters = [*transformer.parameters(), *vae.parameters()]
+    load_models.cache_clear()
+    assert not any(parameter.is_inference() for parameter in parameters)

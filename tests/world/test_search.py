@@ -19,7 +19,7 @@ def flow_of(arch, reward, prompts=PROMPTS, steps=STEPS):
 
 @pytest.mark.parametrize("reward", ["verifier", "scorer"])
 @pytest.mark.parametrize("arch", ["sd3", "flux"])
-@torch.inference_mode()
+@torch.no_grad()
 def test_search_raises_the_reward(arch, reward):
     """By default settings, at a third of the default budget."""
     flow, noise = flow_of(arch, reward), start_noise(1, len(PROMPTS))

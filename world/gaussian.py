@@ -1,4 +1,4 @@
-"""An exact flow to test against: data from a Gaussian random field (METHOD.md, section 6).
+"""An exact flow to test against: data from a Gaussian random field.
 
 The data's spectrum is P(k), k in cycles per pixel, so that it is the same field at any size. A mode
 of x_s = (1 - s) x0 + s e then has variance (1 - s)^2 P + s^2, and the velocity E[e - x0 | x_s] is a
