@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .flow import Cost, Values
-from .run import Run, State
+from .run import Run
 from .settings import SearchSettings
+from .state import State
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class SearchResult:
     Attributes:
         latents: clean latents [B, ...].
         rewards: the decoded results' total reward [B]; ``values`` the same by name.
+        plain_calls: calls of a plain sample of an item and its judging, what a budget is in.
         planned: calls that the search might have spent on an item.
         cost: what it did spend on the whole batch, without the plain sample's.
         stopped: why the search ended before its time: ``max_seconds``, ``target_reward``,
@@ -128,6 +130,7 @@ class SearchResult:
     settings: SearchSettings
     seed: int
     steps: int
+    plain_calls: int
     planned: int
     records: tuple[StepRecord, ...] = ()
     cost: Cost = field(default_factory=Cost)
@@ -150,7 +153,7 @@ class SearchResult:
             "plain_rewards": None if plain is None else self.plain_rewards.tolist(),
             "plain_calls": 0 if plain is None else plain.cost.calls,
             "kept_plain": self.kept_plain,
-            "cost": self.cost.report(len(self.rewards) * self.steps),
+            "cost": self.cost.report(len(self.rewards) * self.plain_calls),
             "planned_calls": self.planned * len(self.rewards),
             "seconds": round(self.seconds, 3),
             "search_steps": [asdict(record) for record in self.records],

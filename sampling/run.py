@@ -8,81 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .flow import Cost, Flow, Values
 from .noise import KeyedNoise, item_keys
+from .schedules import distinct_levels, spaced
 from .settings import SearchSettings
+from .state import Best, Judged, Look, State, per_item, take
 from .steps import Multistep
 
 Pull = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a strategy stands after a step.
-
-    Attributes:
-        x: its population [P, B, ...] at level ``index``; any P.
-        v: the velocity there [P, B, ...], where it is known.
-        values: rewards [P, B] of ``x``, where it is clean and was judged.
-        denoised: the clean estimate [P, B, ...] of an ordinary step, for a preview.
-        detail: what the strategy tells of the step, in plain numbers, for the report.
-    """
-
-    x: Tensor
-    index: int
-    v: Tensor | None = None
-    values: Values | None = None
-    denoised: Tensor | None = None
-    detail: dict = field(default_factory=dict)
-
-    def of(self, rows: slice) -> State:
-        """The same of some candidates, with their rewards alone."""
-        values = self.values and {name: value[rows] for name, value in self.values.items()}
-        return State(self.x[rows], self.index, values=values)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Rewards [P, B] of one batch of look-aheads, and which items [B] were asked for."""
-
-    values: Values
-    active: Tensor
-
-
-@dataclass(frozen=True)
-class Look:
-    """What look-aheads came to: clean latents [P, B, ...] and their rewards [P, B].
-
-    Attributes:
-        v: the velocity [P, B, ...] that they began with.
-        path: the latents on the way and their velocities, both [P, B, ...], by level.
-    """
-
-    clean: Tensor
-    values: Values
-    v: Tensor | None
-    path: dict[int, tuple[Tensor, Tensor]]
-
-
-@dataclass
-class Best:
-    """The best look-ahead so far of each item.
-
-    Attributes:
-        x, index: the latent [B, ...] that was looked ahead from, and its level [B].
-        clean: the clean estimate that was judged [B, ...].
-        values: its rewards [1, B].
-    """
-
-    x: Tensor
-    index: Tensor
-    clean: Tensor
-    values: Values
 
 
 class Run:
@@ -170,13 +107,26 @@ class Run:
             x, v = self.euler(x, v, level), None
             yield State(x, level + 1, denoised=denoised)
 
-    def resume(self, x: Tensor, index: Tensor) -> Tensor:
-        """Latents [B, ...], each item at its own level [B], sampled to the last level."""
+    def calls_to_finish(self, state: State) -> int:
+        """Calls that an item takes at most to finish the best so far, or ``state``."""
+        index = state.index if self.best is None else int(self.best.index.min())
+        return self.steps - index + self.tail
+
+    def finish_early(self, state: State) -> State:
+        """The best look-ahead so far sampled to the end; the first candidate where there is none.
+
+        Each item starts at its own level and waits until the others have come there.
+        """
+        if self.best is None:
+            for reached in self.onward(state.x[:1], state.index):
+                state = reached
+            return state
+        x, index = self.best.x, self.best.index
         for level in range(int(index.min()), self.steps):
             moving = index <= level
             v = self.velocity(x[None], self.sigmas[level], moving)[0]
             x = torch.where(per_item(moving, x), self.euler(x, v, level), x)
-        return x
+        return State(x[None], self.steps)
 
     def look_ahead(
         self,
@@ -346,35 +296,3 @@ class Run:
             torch.where(per_item(better, new.clean), new.clean, old.clean),
             {n: torch.where(better, value, old.values[n]) for n, value in new.values.items()},
         )
-
-
-def distinct_levels(sigmas: Sequence[float]) -> list[float]:
-    """``sigmas`` [T + 1] without equal neighbours; rounding may leave the first one just above 1.
-
-    Raises:
-        ValueError: levels that no flow's schedule has.
-    """
-    distinct = list(dict.fromkeys(float(sigma) for sigma in sigmas))
-    falling = all(a >= b for a, b in zip(sigmas, sigmas[1:], strict=False))
-    if len(distinct) < 2 or not falling or not 0 <= sigmas[-1] <= sigmas[0] <= 1 + 1e-5:
-        raise ValueError(
-            f"expected noise levels falling within 1..0, got {[round(s, 4) for s in sigmas]}; "
-            "wire a flow-matching model's own schedule"
-        )
-    return distinct
-
-
-def spaced(index: int, last: int, steps: int) -> list[int]:
-    """Where a look-ahead of ``steps`` Euler steps from level ``index`` stops, ``last`` included."""
-    count = min(steps, last - index)
-    return [index + round(k * (last - index) / count) for k in range(1, count + 1)]
-
-
-def take(x: Tensor, pick: Tensor) -> Tensor:
-    """The candidates ``pick`` [K, B] of a population ``x`` [P, B, ...]: [K, B, ...]."""
-    return x[pick, torch.arange(x.shape[1], device=x.device)]
-
-
-def per_item(values: Tensor, like: Tensor) -> Tensor:
-    """``values`` [..., B] shaped to broadcast over ``like`` [B, ...]."""
-    return values.reshape(*values.shape, *(1,) * (like.ndim - 1))

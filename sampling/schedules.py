@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,3 +20,25 @@ def shifted_sigmas(steps: int, shift: float = 3.0) -> Tensor:
         )
     linear = torch.linspace(1, 0, steps + 1)
     return shift * linear / (1 + (shift - 1) * linear)
+
+
+def distinct_levels(sigmas: Sequence[float]) -> list[float]:
+    """``sigmas`` [T + 1] without equal neighbours; rounding may leave the first one just above 1.
+
+    Raises:
+        ValueError: levels that no flow's schedule has.
+    """
+    distinct = list(dict.fromkeys(float(sigma) for sigma in sigmas))
+    falling = all(a >= b for a, b in zip(sigmas, sigmas[1:], strict=False))
+    if len(distinct) < 2 or not falling or not 0 <= sigmas[-1] <= sigmas[0] <= 1 + 1e-5:
+        raise ValueError(
+            f"expected noise levels falling within 1..0, got {[round(s, 4) for s in sigmas]}; "
+            "wire a flow-matching model's own schedule"
+        )
+    return distinct
+
+
+def spaced(index: int, last: int, steps: int) -> list[int]:
+    """Where a look-ahead of ``steps`` Euler steps from level ``index`` stops, ``last`` included."""
+    count = min(steps, last - index)
+    return [index + round(k * (last - index) / count) for k in range(1, count + 1)]

@@ -11,8 +11,9 @@ from torch import Tensor
 from .budget import plan
 from .flow import Flow
 from .report import PlainSample, SearchResult, StepEvent, step_record
-from .run import Run, State, per_item
+from .run import Run
 from .settings import SearchSettings
+from .state import State, per_item
 from .strategies import STRATEGIES, make_settings, states
 
 OnStep = Callable[[StepEvent], None]
@@ -22,10 +23,13 @@ _PLAIN = make_settings("best_of_n", budget=1.0)
 
 
 @torch.no_grad()
-def sample(flow: Flow, noise: Tensor, on_step: OnStep | None = None) -> Tensor:
+def sample(flow: Flow, noise: Tensor) -> Tensor:
     """Plain Euler sampling from starting ``noise`` [B, ...] to clean latents [B, ...]."""
     run = Run(flow, noise, seed=0, settings=_PLAIN)
-    return _sampled(run, run.first_state(), on_step, run.steps).x[0]
+    state = run.first_state()
+    for reached in run.onward(state.x, state.index):
+        state = reached
+    return state.x[0]
 
 
 @torch.no_grad()
@@ -74,8 +78,8 @@ def search(
     reached = states(run, state, settings.parameters)
     for ahead in planned.ahead[:-1]:
         # stopping is of use only where the best so far is finished sooner than the search is
-        if _finishing_calls(run, state) < ahead and (stopped := stop_reason()):
-            state = _finished(run, state)
+        if run.calls_to_finish(state) < ahead and (stopped := stop_reason()):
+            state = run.finish_early(state)
             break
         calls, start = run.cost.calls, time.monotonic()
         state = next(reached)
@@ -88,7 +92,7 @@ def search(
 
     plain, kept, plain_rewards = None, None, None
     if wants_plain:
-        plain = _plain_sample(run, on_step, whole)
+        plain = _plain_sample(run, on_step, whole, preview=latents)
         run.compare(plain.values)
         plain_rewards = run.totals(plain.values)[0]
     rewards = run.totals(values)[0]
@@ -104,6 +108,7 @@ def search(
         settings=settings,
         seed=seed,
         steps=run.steps,
+        plain_calls=run.steps + run.tail,
         planned=planned.cost.calls,
         records=tuple(records),
         cost=run.cost,
@@ -115,42 +120,28 @@ def search(
     )
 
 
-def _tell(on_step, run: Run, state: State, calls: float, planned: int, record=None) -> None:
-    if on_step is not None:
-        denoised = state.denoised
-        if denoised is None:
-            denoised = state.x if run.best is None else run.best.clean[None]
-        event = StepEvent(state.index, run.steps, state.x[0], denoised[0], calls, planned, record)
-        on_step(event)
+def _tell(on_step, run: Run, state: State, calls: float, planned: int, record=None, preview=None):
+    """Tell ``on_step`` of ``state``; ``preview`` [B, ...] is shown in its place, if given."""
+    if on_step is None:
+        return
+    if preview is None:
+        best = state.x[0] if run.best is None else run.best.clean
+        preview = best if state.denoised is None else state.denoised[0]
+    on_step(StepEvent(state.index, run.steps, state.x[0], preview, calls, planned, record))
 
 
-def _sampled(run: Run, state: State, on_step, planned: int, before: float = 0.0) -> State:
-    """``state`` sampled on to the end of the schedule; calls of the step count from ``before``."""
-    for reached in run.onward(state.x, state.index, state.v):
-        state = reached
-        _tell(on_step, run, state, before + run.cost.calls / run.items, planned)
-    return state
+def _plain_sample(run: Run, on_step, planned: int, preview: Tensor) -> PlainSample:
+    """The plain sample of the search ``run``: the strategy's own, or else made here.
 
-
-def _finishing_calls(run: Run, state: State) -> int:
-    """Calls that an item takes at most to be finished from the best so far, or from ``state``."""
-    index = state.index if run.best is None else int(run.best.index.min())
-    return run.steps - index + run.tail
-
-
-def _finished(run: Run, state: State) -> State:
-    """The best look-ahead so far sampled to the end; the first candidate where there is none."""
-    if run.best is None:
-        first = State(state.x[:1], state.index)
-        return _sampled(run, first, None, run.steps)
-    return State(run.resume(run.best.x, run.best.index)[None], run.steps)
-
-
-def _plain_sample(run: Run, on_step, planned: int) -> PlainSample:
-    """The plain sample of the search ``run``: the strategy's own, or else made here."""
+    The search's result stays in sight meanwhile, as ``preview`` [B, ...].
+    """
     if run.plain is not None:
         return PlainSample(run.plain.x[0], run.plain.values)
     plain = Run(run.flow, run.noise, seed=0, settings=_PLAIN)
-    state = _sampled(plain, plain.first_state(), on_step, planned, run.cost.calls / run.items)
+    state, searched = plain.first_state(), run.cost.calls / run.items
+    for reached in plain.onward(state.x, state.index):
+        state = reached
+        calls = searched + plain.cost.calls / plain.items
+        _tell(on_step, plain, state, calls, planned, preview=preview)
     latents, values = plain.finish(state)
     return PlainSample(latents, values, plain.cost)

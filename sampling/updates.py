@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .objectives import advantages, grpo_loss, prdp_loss, tied
-from .run import per_item
+from .state import per_item
 from .steps import LinearStep, log_prob
 
 

@@ -65,7 +65,7 @@ def demo(
         "prompt": prompt,
         "plain": before,
         "search": after,
-        "cost": result.cost.report(steps),
+        "cost": result.cost.report(result.plain_calls),
         "seconds": round(time.monotonic() - began, 1),
         "files": [str(path) for path in files.values()],
     }

@@ -21,10 +21,16 @@ from torch import Tensor
 from ..budget import plan
 from ..flow import Judge, Values
 from ..report import SearchResult, StepEvent
-from ..run import distinct_levels
+from ..schedules import distinct_levels
 from ..search import search
 from ..settings import SearchSettings
+from ..strategies import STRATEGIES
 from .comfy_gradients import differentiable, gradient_options
+
+_NO_IMAGE_GRADIENTS = (
+    "Expected a strategy that needs no gradient of the image, got one that does, which ComfyUI "
+    "does not offer yet; choose another strategy"
+)
 
 
 def check_model(model) -> None:
@@ -129,10 +135,7 @@ class ComfyFlow:
             yield
 
     def image_gradients(self) -> AbstractContextManager:
-        raise ValueError(
-            "Expected a strategy that needs no gradient of the image, got one that does, which "
-            "ComfyUI does not offer yet; choose another strategy"
-        )
+        raise ValueError(_NO_IMAGE_GRADIENTS)
 
 
 def occurrence(item: Tensor, items: int) -> Tensor:
@@ -251,6 +254,8 @@ def sample_latents(
     sigmas = comfy.samplers.KSampler(
         model, steps=steps, denoise=denoise, model_options=model.model_options, **options
     ).sigmas
+    if STRATEGIES[search_sampler.settings.strategy].needs_image_gradients:
+        raise ValueError(_NO_IMAGE_GRADIENTS)
     plan(search_sampler.settings, sigmas.tolist())
 
     if search_sampler.models:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
-from ..run import Run, State
+from ..run import Run
 from ..settings import COMMON, Parameters, SearchSettings, known_fields
+from ..state import State
 from .best_of_n import BestOfN, best_of_n
 from .drafts import Drafts, drafts
 from .evolution import Evolution, evolution

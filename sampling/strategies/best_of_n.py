@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..run import Run, State
+from ..run import Run
 from ..settings import Parameters
+from ..state import State
 
 
 @dataclass(frozen=True)

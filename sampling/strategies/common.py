@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from ..flow import Values
-from ..run import Run, take
+from ..run import Run
+from ..state import take
 
 MOST = 256
 """Candidates at once that no budget goes beyond."""

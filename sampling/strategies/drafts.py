@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..run import Run, State, take
+from ..run import Run
 from ..settings import Parameters, within
+from ..state import State, take
 from .common import share_of, top
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..run import Run, State, take
+from ..run import Run
 from ..settings import Parameters, whole, within
+from ..state import State, take
 from ..steps import cps_step
 from .common import cat_values, largest, pick_values, share_of, top
 

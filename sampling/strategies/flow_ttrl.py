@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..run import Run, State
+from ..run import Run
 from ..settings import Parameters, flag, one_of, pair, whole, within
+from ..state import State
 from ..steps import LinearStep, largest_eta, sde_step
 from ..updates import Group, average_where_missing, cotangent
 

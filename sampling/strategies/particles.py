@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..objectives import advantages
-from ..run import Run, State, take
+from ..run import Run
 from ..settings import Parameters, whole, within
+from ..state import State, take
 from ..steps import cps_step
 from ..updates import average_where_missing
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..flow import Values
-from ..run import Run, State, per_item
+from ..run import Run
 from ..settings import Parameters, within
+from ..state import State, per_item
 from ..steps import ancestral_std, cps_step
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..run import Run, State
+from ..run import Run
 from ..settings import Parameters, within
+from ..state import State
 from ..updates import norm, unit
 
 

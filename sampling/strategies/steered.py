@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from ..flow import Values
-from ..run import Run, State, spaced, take
+from ..run import Run
+from ..schedules import spaced
 from ..settings import Parameters, whole, within
+from ..state import State, take
 from .common import MOST, cat_values, top
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..run import Run, State, take
+from ..run import Run
 from ..settings import Parameters, whole, within
+from ..state import State, take
 from .common import cat_values, pick_values, share_of, top
 
 

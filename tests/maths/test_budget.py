@@ -176,8 +176,8 @@ def test_what_is_still_to_come_is_told_step_by_step(strategy):
         if sigmas[-1] == 0 or strategy == "best_of_n":  # which has judged before its last state
             assert planned.ahead[-1] == 0
         else:
-            candidates = 4 if strategy == "particles" else 1
-            assert planned.ahead[-1] == candidates
+            finished = {"particles": 4, "steered": 2}.get(strategy, 1)
+            assert planned.ahead[-1] == finished
 
 
 def test_budget_zero_is_what_the_parameters_come_to():

@@ -15,7 +15,7 @@ from probes import (
     stop_after,
 )
 
-from flow_ttrl.sampling import sample, search, shifted_sigmas
+from flow_ttrl.sampling import make_settings, sample, search, shifted_sigmas
 from flow_ttrl.world.gaussian import GaussianWorld
 
 STEPS = 10
@@ -269,7 +269,9 @@ def test_every_step_is_told_once(strategy, keep_better):
 
 def test_plain_sampling_is_told_step_by_step():
     world, events = GaussianWorld(8, steps=STEPS), []
-    result = sample(world, world.noise(2), on_step=events.append)
+    settings = make_settings(budget=1.0)
+    result = search(world, world.noise(2), settings, on_step=events.append).latents
+    events = events[:STEPS]  # and at last that it is judged
     assert [event.index for event in events] == list(range(1, STEPS + 1))
     assert [event.calls for event in events] == list(range(1, STEPS + 1))
     assert torch.equal(events[-1].latent, result)
@@ -286,5 +288,5 @@ def test_an_observer_that_is_falsy_is_told_too():
             self.append(event)
 
     log, world = Log(), GaussianWorld(8, steps=STEPS)
-    sample(world, world.noise(), on_step=log)
-    assert len(log) == STEPS
+    search(world, world.noise(), make_settings(budget=1.0), on_step=log)
+    assert len(log) == STEPS + 1

@@ -1,0 +1,84 @@
+"""Where a run stands: populations [P, B, ...] of latents, and what was seen of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .flow import Values
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a strategy stands after a step.
+
+    Attributes:
+        x: its population [P, B, ...] at level ``index``; any P.
+        v: the velocity there [P, B, ...], where it is known.
+        values: rewards [P, B] of ``x``, where it is clean and was judged.
+        denoised: the clean estimate [P, B, ...] of an ordinary step, for a preview.
+        detail: what the strategy tells of the step, in plain numbers, for the report.
+    """
+
+    x: Tensor
+    index: int
+    v: Tensor | None = None
+    values: Values | None = None
+    denoised: Tensor | None = None
+    detail: dict = field(default_factory=dict)
+
+    def of(self, rows: slice) -> State:
+        """The same of some candidates, with their rewards alone."""
+        values = self.values and {name: value[rows] for name, value in self.values.items()}
+        return State(self.x[rows], self.index, values=values)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rewards [P, B] of one batch of look-aheads, and which items [B] were asked for."""
+
+    values: Values
+    active: Tensor
+
+
+@dataclass(frozen=True)
+class Look:
+    """What look-aheads came to: clean latents [P, B, ...] and their rewards [P, B].
+
+    Attributes:
+        v: the velocity [P, B, ...] that they began with.
+        path: the latents on the way and their velocities, both [P, B, ...], by level.
+    """
+
+    clean: Tensor
+    values: Values
+    v: Tensor | None
+    path: dict[int, tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Best:
+    """The best look-ahead so far of each item.
+
+    Attributes:
+        x, index: the latent [B, ...] that was looked ahead from, and its level [B].
+        clean: the clean estimate that was judged [B, ...].
+        values: its rewards [1, B].
+    """
+
+    x: Tensor
+    index: Tensor
+    clean: Tensor
+    values: Values
+
+
+def take(x: Tensor, pick: Tensor) -> Tensor:
+    """The candidates ``pick`` [K, B] of a population ``x`` [P, B, ...]: [K, B, ...]."""
+    return x[pick, torch.arange(x.shape[1], device=x.device)]
+
+
+def per_item(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` [..., B] shaped to broadcast over ``like`` [B, ...]."""
+    return values.reshape(*values.shape, *(1,) * (like.ndim - 1))
