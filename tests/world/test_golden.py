@@ -25,6 +25,7 @@ TOLERANCE = 2e-3
 CHANGES = {
     "flow_ttrl": {"budget": 0, "scale_factor": 2e4},
     "paths": {"budget": 6.0},
+    "steered": {"budget": 6.0},
     "reward_gradient": {"begin": 0.0, "ascent": 0.2},
 }
 """What makes a strategy search for certain over so few steps, and by enough to be seen."""
