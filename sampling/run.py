@@ -32,6 +32,7 @@ class Run:
         calls: model calls that each item may spend, a backward counted as two.
         sigmas: distinct noise levels [T + 1]; levels: the same, with a clean end in any case.
         tail: calls that judging a finished latent takes: 1 where the schedule ends above 0.
+        plain_calls: calls of a plain sample and its judging, what a budget is counted in.
         best: the best look-ahead so far, None before the first.
         judged: the look-aheads since the last step, in order.
         plain: the plain sample with its rewards, where the strategy has made it.
@@ -43,6 +44,7 @@ class Run:
         self.sigmas = distinct_levels(flow.sigmas.tolist())
         self.steps = len(self.sigmas) - 1
         self.tail = int(self.sigmas[-1] > 0)
+        self.plain_calls = self.steps + self.tail
         self.levels = self.sigmas + [0.0] * self.tail
         self.calls = settings.calls(self.steps, self.tail)
         self.cost = Cost()
@@ -52,6 +54,11 @@ class Run:
         self._rows = self.items * settings.micro_batch
         self._seen: Values = {}
         self._random = KeyedNoise(seed, item_keys(self.noise))
+
+    @property
+    def calls_spent(self) -> float:
+        """Calls so far, an item's share."""
+        return self.cost.calls / self.items
 
     # Noise and starts
 

@@ -8,16 +8,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .budget import plan
+from .budget import Plan, plan
 from .flow import Flow
-from .report import PlainSample, SearchResult, StepEvent, step_record
+from .report import PlainSample, SearchResult, StepEvent, StepRecord, step_record
 from .run import Run
 from .settings import SearchSettings
 from .state import State, per_item
 from .strategies import STRATEGIES, make_settings, states
 
 OnStep = Callable[[StepEvent], None]
-
 
 _PLAIN = make_settings("best_of_n", budget=1.0)
 
@@ -55,14 +54,14 @@ def search(
     Raises:
         ValueError: what this flow or schedule cannot carry out, before the first model call.
     """
-    strategy, began = STRATEGIES[settings.strategy], time.monotonic()
-    if strategy.needs_image_gradients:
+    began = time.monotonic()
+    if STRATEGIES[settings.strategy].needs_image_gradients:
         flow.image_gradients()
     planned = plan(settings, flow.sigmas.tolist(), flow.forwards_per_call)
     run = Run(flow, noise, seed=seed, settings=settings)
     wants_plain = baseline or settings.keep_better
     beside = wants_plain and not planned.makes_plain
-    whole = planned.cost.calls + beside * (run.steps + run.tail)
+    whole = planned.cost.calls + beside * run.plain_calls
 
     def stop_reason() -> str | None:
         if finish_now is not None and finish_now():
@@ -74,60 +73,66 @@ def search(
             return "target_reward"
         return None
 
-    state, records, stopped = run.first_state(), [], None
-    reached = states(run, state, settings.parameters)
-    for ahead in planned.ahead[:-1]:
-        # stopping is of use only where the best so far is finished sooner than the search is
-        if run.calls_to_finish(state) < ahead and (stopped := stop_reason()):
-            state = run.finish_early(state)
-            break
-        calls, start = run.cost.calls, time.monotonic()
-        state = next(reached)
-        record = step_record(run, state, calls_before=calls, seconds=time.monotonic() - start)
-        if record:
-            records.append(record)
-        _tell(on_step, run, state, run.cost.calls / run.items, whole, record)
-    reached.close()
-    latents, values = run.finish(state)
+    def tell(state: State, record: StepRecord | None) -> None:
+        if on_step is not None:
+            best = state.x[0] if run.best is None else run.best.clean
+            preview = best if state.denoised is None else state.denoised[0]
+            seen = state.index, run.steps, state.x[0], preview
+            on_step(StepEvent(*seen, run.calls_spent, whole, record))
 
-    plain, kept, plain_rewards = None, None, None
+    state, records, stopped = _drive(run, planned, settings, stop_reason, tell)
+    latents, values = run.finish(state)
+    plain, plain_rewards, kept_plain = None, None, None
     if wants_plain:
         plain = _plain_sample(run, on_step, whole, preview=latents)
         run.compare(plain.values)
         plain_rewards = run.totals(plain.values)[0]
-    rewards = run.totals(values)[0]
     if settings.keep_better:
-        worse = plain_rewards > rewards
-        latents = torch.where(per_item(worse, latents), plain.latents, latents)
-        values = {n: torch.where(worse, plain.values[n], value) for n, value in values.items()}
-        rewards, kept = torch.where(worse, plain_rewards, rewards), worse.tolist()
+        better = plain_rewards > run.totals(values)[0]
+        latents = torch.where(per_item(better, latents), plain.latents, latents)
+        values = {n: torch.where(better, plain.values[n], value) for n, value in values.items()}
+        kept_plain = better.tolist()
     return SearchResult(
         latents=latents,
-        rewards=rewards,
+        rewards=run.totals(values)[0],
         values={name: value[0] for name, value in values.items()},
         settings=settings,
         seed=seed,
         steps=run.steps,
-        plain_calls=run.steps + run.tail,
+        plain_calls=run.plain_calls,
         planned=planned.cost.calls,
         records=tuple(records),
         cost=run.cost,
         stopped=stopped,
         plain=plain,
         plain_rewards=plain_rewards,
-        kept_plain=kept,
+        kept_plain=kept_plain,
         seconds=time.monotonic() - began,
     )
 
 
-def _tell(on_step, run: Run, state: State, calls: float, planned: int, record=None, preview=None):
-    """Tell ``on_step`` of ``state``; ``preview`` [B, ...] is shown in its place, if given."""
-    if on_step is None:
-        return
-    if preview is None:
-        best = state.x[0] if run.best is None else run.best.clean
-        preview = best if state.denoised is None else state.denoised[0]
-    on_step(StepEvent(state.index, run.steps, state.x[0], preview, calls, planned, record))
+def _drive(
+    run: Run,
+    planned: Plan,
+    settings: SearchSettings,
+    stop_reason: Callable[[], str | None],
+    tell: Callable[[State, StepRecord | None], None],
+) -> tuple[State, list[StepRecord], str | None]:
+    """The strategy's last state, the records of its steps, and why it was stopped, if it was."""
+    state, records = run.first_state(), []
+    reached = states(run, state, settings.parameters)
+    for ahead in planned.ahead[:-1]:
+        # stopping is of use only where the best so far is finished sooner than the search is
+        if run.calls_to_finish(state) < ahead and (stopped := stop_reason()):
+            reached.close()
+            return run.finish_early(state), records, stopped
+        calls, began = run.cost.calls, time.monotonic()
+        state = next(reached)
+        record = step_record(run, state, calls_before=calls, seconds=time.monotonic() - began)
+        if record:
+            records.append(record)
+        tell(state, record)
+    return state, records, None
 
 
 def _plain_sample(run: Run, on_step, planned: int, preview: Tensor) -> PlainSample:
@@ -138,10 +143,11 @@ def _plain_sample(run: Run, on_step, planned: int, preview: Tensor) -> PlainSamp
     if run.plain is not None:
         return PlainSample(run.plain.x[0], run.plain.values)
     plain = Run(run.flow, run.noise, seed=0, settings=_PLAIN)
-    state, searched = plain.first_state(), run.cost.calls / run.items
+    state = plain.first_state()
     for reached in plain.onward(state.x, state.index):
         state = reached
-        calls = searched + plain.cost.calls / plain.items
-        _tell(on_step, plain, state, calls, planned, preview=preview)
+        if on_step is not None:
+            calls = run.calls_spent + plain.calls_spent
+            on_step(StepEvent(state.index, run.steps, state.x[0], preview, calls, planned))
     latents, values = plain.finish(state)
     return PlainSample(latents, values, plain.cost)

@@ -60,7 +60,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 def states(run: Run, start: State, parameters: Parameters) -> Iterator[State]:
     """The states of the strategy that ``parameters`` are of; a plain sample's at budget 1."""
-    if run.calls <= run.steps + run.tail:
+    if run.calls <= run.plain_calls:
         return best_of_n(run, start.x, BestOfN())
     return STRATEGIES[parameters.strategy].states(run, start.x, parameters)
 

@@ -20,7 +20,7 @@ class BestOfN(Parameters):
 
 
 def best_of_n(run: Run, start: Tensor, settings: BestOfN) -> Iterator[State]:
-    count = max(1, run.calls // (run.steps + run.tail))
+    count = max(1, run.calls // run.plain_calls)
     state = State(run.start(run.fresh_noise(count)), 0)
     for reached in run.onward(state.x, 0):
         state = reached

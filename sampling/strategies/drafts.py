@@ -31,7 +31,7 @@ class Drafts(Parameters):
 def drafts(run: Run, start: Tensor, settings: Drafts) -> Iterator[State]:
     steps = share_of(settings.draft_share, run.steps)
     # the whole sample's first velocity is its draft's
-    count = (run.calls - run.steps - run.tail + 1) // steps
+    count = (run.calls - run.plain_calls + 1) // steps
     if count < 2:
         yield from run.onward(start, 0)
         return

@@ -43,7 +43,7 @@ class Particles(Parameters):
 
 
 def particles(run: Run, start: Tensor, settings: Particles) -> Iterator[State]:
-    count = max(1, run.calls // (run.steps + run.tail))
+    count = max(1, run.calls // run.plain_calls)
     if count == 1:
         yield from run.onward(start, 0)
         return

@@ -41,7 +41,7 @@ CALLS_PER_ASCENT = 3
 
 def reward_gradient(run: Run, start: Tensor, settings: RewardGradient) -> Iterator[State]:
     first = min(math.ceil(settings.begin * run.steps), run.steps - 1)
-    ascents = (run.calls - run.steps - run.tail) // CALLS_PER_ASCENT
+    ascents = (run.calls - run.plain_calls) // CALLS_PER_ASCENT
     levels, x = run.steps - first, start
     for index in range(run.steps):
         number = index - first

@@ -39,7 +39,7 @@ class ZeroOrder(Parameters):
 def zero_order(run: Run, start: Tensor, settings: ZeroOrder) -> Iterator[State]:
     steps = share_of(settings.draft_share, run.steps)
     # the whole sample's first velocity is its draft's
-    left = (run.calls - run.steps - run.tail + 1) // steps
+    left = (run.calls - run.plain_calls + 1) // steps
     if left < 2:
         yield from run.onward(start, 0)
         return

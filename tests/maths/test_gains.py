@@ -62,6 +62,17 @@ def test_ours_gains_more_than_best_of_n_at_equal_calls(reward):
     assert ours.rewards.mean() > theirs.rewards.mean()
 
 
+@pytest.mark.parametrize("reward", REWARDS)
+def test_ours_gains_two_and_a_half_times_the_papers(reward):
+    """What `flow_ttrl` gains with the published settings, at no fewer calls than ours."""
+    paper = only_search("flow_ttrl", budget=0)
+    world, _, before = plain(reward)
+    theirs = search(world, world.noise(SEEDS), paper)
+    ours = search(world, world.noise(SEEDS), only_search("steered", budget=5.5))
+    assert ours.cost.calls <= theirs.cost.calls
+    assert (ours.rewards - before).mean() > 2.5 * (theirs.rewards - before).mean()
+
+
 @functools.cache
 def shifts(strategy):
     """Each band's energy over the plain samples', less 1; averaged over seeds and rewards."""
