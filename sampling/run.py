@@ -177,6 +177,12 @@ class Run:
         pick = self.totals(state.values).argmax(0, keepdim=True)
         return take(state.x, pick)[0], {n: take(v, pick) for n, v in state.values.items()}
 
+    def preview(self, state: State) -> Tensor:
+        """Clean latents [B, ...] to show: an ordinary step's own, else the best look-ahead's."""
+        if state.denoised is not None:
+            return state.denoised[0]
+        return state.x[0] if self.best is None else self.best.clean
+
     # Rewards
 
     def compare(self, values: Values) -> None:

@@ -60,8 +60,7 @@ def search(
     planned = plan(settings, flow.sigmas.tolist(), flow.forwards_per_call)
     run = Run(flow, noise, seed=seed, settings=settings)
     wants_plain = baseline or settings.keep_better
-    beside = wants_plain and not planned.makes_plain
-    whole = planned.cost.calls + beside * run.plain_calls
+    whole = planned.cost.calls + (wants_plain and not planned.makes_plain) * run.plain_calls
 
     def stop_reason() -> str | None:
         if finish_now is not None and finish_now():
@@ -75,9 +74,7 @@ def search(
 
     def tell(state: State, record: StepRecord | None) -> None:
         if on_step is not None:
-            best = state.x[0] if run.best is None else run.best.clean
-            preview = best if state.denoised is None else state.denoised[0]
-            seen = state.index, run.steps, state.x[0], preview
+            seen = state.index, run.steps, state.x[0], run.preview(state)
             on_step(StepEvent(*seen, run.calls_spent, whole, record))
 
     state, records, stopped = _drive(run, planned, settings, stop_reason, tell)
