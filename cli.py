@@ -136,12 +136,14 @@ def _settings(args) -> SearchSettings:
 
 def _estimate(args) -> tuple[dict, str]:
     settings, sigmas = _settings(args), shifted_sigmas(args.steps).tolist()
-    cost = plan(settings, sigmas, forwards_per_call=2 if args.arch == "sd3" else 1).cost
+    made = plan(settings, sigmas, forwards_per_call=2 if args.arch == "sd3" else 1)
+    cost = made.cost
     answer = {
         "strategy": settings.strategy,
         "budget": settings.budget,
         "steps": args.steps,
         "calls": cost.calls,
+        "plain_calls": 0 if made.makes_plain or not settings.keep_better else args.steps,
         **cost.report(args.steps),
     }
     return answer, "\n".join(f"{name:12s} {value}" for name, value in answer.items())

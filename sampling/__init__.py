@@ -2,10 +2,11 @@
 
 from .budget import Plan, plan
 from .flow import Cost, Flow, Values
+from .plain import sample
 from .report import PlainSample, SearchResult, StepEvent, StepRecord
 from .run import Run
 from .schedules import shifted_sigmas
-from .search import sample, search
+from .search import search
 from .settings import Parameters, SearchSettings
 from .state import State
 from .strategies import STRATEGIES, make_settings, settings_from_json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -41,10 +42,6 @@ class StepRecord:
     calls: int
     seconds: float
     detail: dict
-
-    @property
-    def best(self) -> list[float]:
-        return [max(group) for group in self.rewards]
 
 
 def step_record(run: Run, state: State, *, calls_before: int, seconds: float) -> StepRecord | None:
@@ -93,12 +90,29 @@ class StepEvent:
     record: StepRecord | None = None
 
 
+OnStep = Callable[[StepEvent], None]
+"""Told of every step; may raise to cancel."""
+
+
+def step_event(run: Run, state: State, planned: int, record: StepRecord | None) -> StepEvent:
+    """What is told of the step that led to ``state``."""
+    return StepEvent(
+        index=state.index,
+        steps=run.steps,
+        latent=state.x[0],
+        denoised=run.preview(state),
+        calls=run.calls_spent,
+        planned=planned,
+        record=record,
+    )
+
+
 @dataclass(frozen=True)
 class PlainSample:
     """What plain sampling gives from the same start.
 
     Attributes:
-        latents: clean latents [B, ...].
+        latents: latents at the schedule's end [B, ...].
         values: their rewards by name [1, B].
         cost: what it took beside the search; nothing where the strategy made it anyway.
     """

@@ -119,21 +119,20 @@ class Run:
         index = state.index if self.best is None else int(self.best.index.min())
         return self.steps - index + self.tail
 
-    def finish_early(self, state: State) -> State:
+    def finish_early(self, state: State) -> Iterator[State]:
         """The best look-ahead so far sampled to the end; the first candidate where there is none.
 
         Each item starts at its own level and waits until the others have come there.
         """
         if self.best is None:
-            for reached in self.onward(state.x[:1], state.index):
-                state = reached
-            return state
+            yield from self.onward(state.x[:1], state.index)
+            return
         x, index = self.best.x, self.best.index
         for level in range(int(index.min()), self.steps):
             moving = index <= level
             v = self.velocity(x[None], self.sigmas[level], moving)[0]
             x = torch.where(per_item(moving, x), self.euler(x, v, level), x)
-        return State(x[None], self.steps)
+            yield State(x[None], level + 1)
 
     def look_ahead(
         self,
@@ -146,9 +145,10 @@ class Run:
     ) -> Look:
         """The images that ``x`` [P, B, ...] at level ``index`` comes to, judged.
 
-        Seen by Euler steps over as many levels of the schedule, evenly spaced in it: one step is
-        the posterior mean, blurred while noise is high; a few draw nearly the final image. Each
-        takes a model call, the first none where ``v`` is known.
+        Seen by as many second-order steps over levels of the schedule, evenly spaced in it: one
+        step is the posterior mean, blurred while noise is high; a few draw nearly the final image.
+        Each takes a model call, the first none where ``v`` is known. With ``stops`` they go by
+        those levels instead, the clean end the last of them, and the path is kept.
         """
         origin, start, last = x, index, len(self.levels) - 1
         if v is None and index < last:
@@ -160,7 +160,8 @@ class Run:
             index = stop
             if stop < last:
                 v = self.velocity(x, self.levels[stop], active)
-                path[stop] = x, v
+                if stops:
+                    path[stop] = x, v
         values = self.judge(x, active)
         self._offer(values, origin, start, x)
         return Look(x, values, first, path)
@@ -196,12 +197,15 @@ class Run:
         def call(rows: Tensor, item: Tensor) -> Tensor:
             images = self.flow.decode(rows, item)
             self.cost.decodes += len(rows)
-            broken = ~images.flatten(1).isfinite().all(1)
-            values = self.flow.score(images, item)
+            whole = images.flatten(1).isfinite().all(1)
+            shown = whole if whole.any() else ~whole  # one at least, to know the rewards' names
+            values = self.flow.score(images[shown], item[shown])
             self.cost.rewards += len(rows)
             names.extend(name for name in values if name not in names)
-            columns = [values[name].float().masked_fill(broken, torch.nan) for name in names]
-            return torch.stack(columns, 1).to(clean.device)
+            found = torch.stack([values[name].float() for name in names], 1).to(clean.device)
+            table = found.new_full((len(rows), len(names)), torch.nan)
+            table[shown.to(clean.device)] = found
+            return table.masked_fill(~whole.to(clean.device)[:, None], torch.nan)
 
         names: list[str] = []
         table = self._each(call, clean, active, empty=torch.nan)
@@ -222,7 +226,7 @@ class Run:
 
         Whatever else is computed inside builds no graph.
         """
-        with self.flow.gradients():
+        with torch.inference_mode(False), self.flow.gradients():
             with torch.enable_grad():
                 leaf = x.clone().requires_grad_()
                 v = self.flow.velocity(leaf, sigma, self._item(1)).float()
@@ -238,20 +242,26 @@ class Run:
     def reward_gradient(self, x: Tensor, index: int) -> Tensor:
         """d total / d ``x`` [B, ...] through model, decoder and reward of a one-step look-ahead."""
         sigma, item = self.sigmas[index], self._item(1)
-        with self.flow.image_gradients(), torch.enable_grad():
+        with torch.inference_mode(False), self.flow.image_gradients(), torch.enable_grad():
             leaf = x.clone().requires_grad_()
             v = self.flow.velocity(leaf, sigma, item).float()
             self._count_calls(len(x))
-            images = self.flow.decode(leaf - sigma * v, item)
+            clean = leaf - sigma * v
+            images = self.flow.decode(clean, item)
             self.cost.decodes += len(x)
             scored = self.flow.score(images, item)
             self.cost.rewards += len(x)
             columns = {name: value.float()[None] for name, value in scored.items()}
             total = self.flow.totals(columns, columns)
-            (gradient,) = torch.autograd.grad(total.nan_to_num().sum(), leaf)
+            if total.requires_grad:
+                (gradient,) = torch.autograd.grad(total.nan_to_num().sum(), leaf)
+            else:  # the reward failed on every image
+                gradient = torch.zeros_like(x)
         self.cost.backwards += len(x)
-        self._saw({name: value.detach() for name, value in columns.items()})
-        return gradient.detach().nan_to_num()
+        values = {name: value.detach() for name, value in columns.items()}
+        self._saw(values)
+        self._offer(values, x[None], index, clean.detach()[None])
+        return gradient.nan_to_num()
 
     # Inside
 

@@ -39,6 +39,6 @@ def distinct_levels(sigmas: Sequence[float]) -> list[float]:
 
 
 def spaced(index: int, last: int, steps: int) -> list[int]:
-    """Where a look-ahead of ``steps`` Euler steps from level ``index`` stops, ``last`` included."""
+    """Where a look-ahead of ``steps`` steps from level ``index`` stops, ``last`` included."""
     count = min(steps, last - index)
     return [index + round(k * (last - index) / count) for k in range(1, count + 1)]

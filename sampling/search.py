@@ -10,25 +10,12 @@ from torch import Tensor
 
 from .budget import Plan, plan
 from .flow import Flow
-from .report import PlainSample, SearchResult, StepEvent, StepRecord, step_record
+from .plain import plain_sample
+from .report import OnStep, SearchResult, StepRecord, step_event, step_record
 from .run import Run
 from .settings import SearchSettings
 from .state import State, per_item
-from .strategies import STRATEGIES, make_settings, states
-
-OnStep = Callable[[StepEvent], None]
-
-_PLAIN = make_settings("best_of_n", budget=1.0)
-
-
-@torch.no_grad()
-def sample(flow: Flow, noise: Tensor) -> Tensor:
-    """Plain Euler sampling from starting ``noise`` [B, ...] to clean latents [B, ...]."""
-    run = Run(flow, noise, seed=0, settings=_PLAIN)
-    state = run.first_state()
-    for reached in run.onward(state.x, state.index):
-        state = reached
-    return state.x[0]
+from .strategies import STRATEGIES, states
 
 
 @torch.no_grad()
@@ -47,7 +34,7 @@ def search(
     Args:
         noise: starting noise [B, ...], white and of any rank, as the host draws it.
         seed: fixes the search's own draws, which each item's noise is part of the key of.
-        baseline: also sample plainly, for comparison; changes nothing else.
+        baseline: also sample plainly, for comparison; changes nothing of what is searched.
         on_step: told of every step; may raise to cancel.
         finish_now: asked before each step; True ends the search and finishes the best so far.
 
@@ -74,15 +61,13 @@ def search(
 
     def tell(state: State, record: StepRecord | None) -> None:
         if on_step is not None:
-            seen = state.index, run.steps, state.x[0], run.preview(state)
-            on_step(StepEvent(*seen, run.calls_spent, whole, record))
+            on_step(step_event(run, state, whole, record))
 
     state, records, stopped = _drive(run, planned, settings, stop_reason, tell)
     latents, values = run.finish(state)
     plain, plain_rewards, kept_plain = None, None, None
     if wants_plain:
-        plain = _plain_sample(run, on_step, whole, preview=latents)
-        run.compare(plain.values)
+        plain = plain_sample(run, on_step, whole, preview=latents)
         plain_rewards = run.totals(plain.values)[0]
     if settings.keep_better:
         better = plain_rewards > run.totals(values)[0]
@@ -121,8 +106,10 @@ def _drive(
     for ahead in planned.ahead[:-1]:
         # stopping is of use only where the best so far is finished sooner than the search is
         if run.calls_to_finish(state) < ahead and (stopped := stop_reason()):
-            reached.close()
-            return run.finish_early(state), records, stopped
+            for finishing in run.finish_early(state):
+                state = finishing
+                tell(state, None)
+            return state, records, stopped
         calls, began = run.cost.calls, time.monotonic()
         state = next(reached)
         record = step_record(run, state, calls_before=calls, seconds=time.monotonic() - began)
@@ -130,21 +117,3 @@ def _drive(
             records.append(record)
         tell(state, record)
     return state, records, None
-
-
-def _plain_sample(run: Run, on_step, planned: int, preview: Tensor) -> PlainSample:
-    """The plain sample of the search ``run``: the strategy's own, or else made here.
-
-    The search's result stays in sight meanwhile, as ``preview`` [B, ...].
-    """
-    if run.plain is not None:
-        return PlainSample(run.plain.x[0], run.plain.values)
-    plain = Run(run.flow, run.noise, seed=0, settings=_PLAIN)
-    state = plain.first_state()
-    for reached in plain.onward(state.x, state.index):
-        state = reached
-        if on_step is not None:
-            calls = run.calls_spent + plain.calls_spent
-            on_step(StepEvent(state.index, run.steps, state.x[0], preview, calls, planned))
-    latents, values = plain.finish(state)
-    return PlainSample(latents, values, plain.cost)

@@ -49,7 +49,8 @@ class Look:
 
     Attributes:
         v: the velocity [P, B, ...] that they began with.
-        path: the latents on the way and their velocities, both [P, B, ...], by level.
+        path: the latents on the way and their velocities, both [P, B, ...], by level, where it
+            was asked for.
     """
 
     clean: Tensor

@@ -1,4 +1,4 @@
-"""Where the group's rewards move the latent: the paper's gradient, and turns that keep a norm."""
+"""Where the group's rewards move the latent: the paper's gradient."""
 
 from __future__ import annotations
 

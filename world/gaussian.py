@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from flow_ttrl.sampling import Values, shifted_sigmas
+from ..sampling import Values, shifted_sigmas
 
 BAND_EDGES = (1 / 16, 1 / 8, 1 / 4)
 """Between the bands of :meth:`GaussianWorld.band_energies`, in cycles per pixel."""

@@ -42,9 +42,10 @@ class ScorerReward(_WorldReward):
     typical = (0.0, 0.9)
 
     def __init__(self):
-        self.model = Scorer()
-        self.model.load_state_dict(load("scorer"))
-        self.model.eval().requires_grad_(False)
+        with torch.inference_mode(False):  # it outlives the caller's mode
+            self.model = Scorer()
+            self.model.load_state_dict(load("scorer"))
+            self.model.eval().requires_grad_(False)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         check_images(images)

@@ -180,6 +180,7 @@ class SearchSampler:
         return comfy.samplers.KSAMPLER(flow_ttrl)
 
     def _run(self, model, sigmas: Tensor, extra_args: dict, callback) -> Tensor:
+        self.result = self.plain = None
         flow = ComfyFlow(model, sigmas, extra_args, self.vae, self.judge)
         base = flow.base_model
         check_model(base.current_patcher)
@@ -191,7 +192,6 @@ class SearchSampler:
             baseline=self.baseline,
             on_step=progress(callback, sigmas.tolist()) if callback else None,
         )
-        self.plain = None
         if self.result.plain is not None:
             plain = self.result.plain.latents
             clean = base.model_sampling.inverse_noise_scaling(sigmas[-1], plain)

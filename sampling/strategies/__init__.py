@@ -11,6 +11,7 @@ from ..run import Run
 from ..settings import COMMON, Parameters, SearchSettings, known_fields
 from ..state import State
 from .best_of_n import BestOfN, best_of_n
+from .common import whole_samples
 from .drafts import Drafts, drafts
 from .evolution import Evolution, evolution
 from .flow_ttrl import FlowTTRL, flow_ttrl
@@ -61,7 +62,7 @@ STRATEGIES: dict[str, Strategy] = {
 def states(run: Run, start: State, parameters: Parameters) -> Iterator[State]:
     """The states of the strategy that ``parameters`` are of; a plain sample's at budget 1."""
     if run.calls <= run.plain_calls:
-        return best_of_n(run, start.x, BestOfN())
+        return whole_samples(run, start.x)
     return STRATEGIES[parameters.strategy].states(run, start.x, parameters)
 
 

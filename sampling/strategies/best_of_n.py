@@ -10,6 +10,7 @@ from torch import Tensor
 from ..run import Run
 from ..settings import Parameters
 from ..state import State
+from .common import whole_samples
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,4 @@ class BestOfN(Parameters):
 
 
 def best_of_n(run: Run, start: Tensor, settings: BestOfN) -> Iterator[State]:
-    count = max(1, run.calls // run.plain_calls)
-    state = State(run.start(run.fresh_noise(count)), 0)
-    for reached in run.onward(state.x, 0):
-        state = reached
-        yield state
-    state = run.finished(state)
-    run.plain = state.of(slice(1))
-    yield state
+    yield from whole_samples(run, start, run.calls // run.plain_calls)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
 from ..flow import Values
 from ..run import Run
-from ..state import take
+from ..state import State, take
 
 MOST = 256
 """Candidates at once that no budget goes beyond."""
@@ -29,11 +30,29 @@ def cat_values(first: Values, second: Values) -> Values:
     return {name: torch.cat([value, second[name]]) for name, value in first.items()}
 
 
-def pick_values(values: Values, pick) -> Values:
+def pick_values(values: Values, pick: Tensor) -> Values:
     """The rewards [K, B] of the candidates ``pick`` [K, B]."""
     return {name: take(value, pick) for name, value in values.items()}
 
 
-def top(run: Run, values: Values, count: int):
-    """The ``count`` best candidates of each item [count, B], best first."""
-    return run.totals(values).topk(count, dim=0).indices
+def top(run: Run, values: Values, count: int) -> Tensor:
+    """The ``count`` best candidates of each item [count, B], best first.
+
+    The best one stands in for those that have no verdict.
+    """
+    totals, pick = run.totals(values).topk(count, dim=0)
+    return pick.where(totals.isfinite(), pick[:1])
+
+
+def whole_samples(run: Run, start: Tensor, count: int = 1) -> Iterator[State]:
+    """Ordinary sampling from ``count`` starts, ``start`` [1, B, ...] the first, and their judging.
+
+    The first is the plain sample.
+    """
+    state = State(start if count == 1 else run.start(run.fresh_noise(count)), 0)
+    for reached in run.onward(state.x, 0):
+        state = reached
+        yield state
+    state = run.finished(state)
+    run.plain = state.of(slice(1))
+    yield state

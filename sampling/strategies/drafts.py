@@ -10,7 +10,7 @@ from torch import Tensor
 from ..run import Run
 from ..settings import Parameters, within
 from ..state import State, take
-from .common import share_of, top
+from .common import share_of, top, whole_samples
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def drafts(run: Run, start: Tensor, settings: Drafts) -> Iterator[State]:
     # the whole sample's first velocity is its draft's
     count = (run.calls - run.plain_calls + 1) // steps
     if count < 2:
-        yield from run.onward(start, 0)
+        yield from whole_samples(run, start)
         return
     starts = run.start(run.fresh_noise(count))
     v = run.velocity(starts, run.sigmas[0])

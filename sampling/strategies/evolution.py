@@ -13,7 +13,7 @@ from ..run import Run
 from ..settings import Parameters, whole, within
 from ..state import State, take
 from ..steps import cps_step
-from .common import cat_values, largest, pick_values, share_of, top
+from .common import cat_values, largest, pick_values, share_of, top, whole_samples
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def evolution(run: Run, start: Tensor, settings: Evolution) -> Iterator[State]:
     generations = next((n for n in range(count, 0, -1) if price(elites, n) <= run.calls), 0)
     children = largest(lambda n: price(n, generations) <= run.calls)
     if not children:
-        yield from run.onward(start, 0)
+        yield from whole_samples(run, start)
         return
     x = run.start(run.fresh_noise(elites + children))
     look = run.look_ahead(x, 0, looks[0])

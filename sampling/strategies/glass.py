@@ -12,7 +12,7 @@ from torch import Tensor
 from ..run import Run
 from ..settings import Parameters, whole, within
 from ..state import State, take
-from .common import largest, share_of, top
+from .common import largest, share_of, top, whole_samples
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,12 @@ def glass(run: Run, start: Tensor, settings: Glass) -> Iterator[State]:
     for count in range(min(settings.transitions, window), 0, -1):
         levels = [round(window * n / count) for n in range(1, count + 1)]
         candidates = largest(lambda n, levels=levels: price(levels, n) <= run.calls)
-        if candidates >= least or (count == 1 and candidates > 1):
+        # a transition takes fewer calls than the steps it leaves out: few of them are no search
+        enough = candidates >= least or (count == 1 and candidates > 1)
+        if enough and price(levels, candidates) >= run.plain_calls:
             break
     else:
-        yield from run.onward(start, 0)
+        yield from whole_samples(run, start)
         return
     v = run.velocity(start, run.sigmas[0]) if run.sigmas[0] < 1 else start
     state = State(start, 0, v)

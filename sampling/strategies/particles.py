@@ -15,6 +15,7 @@ from ..settings import Parameters, whole, within
 from ..state import State, take
 from ..steps import cps_step
 from ..updates import average_where_missing
+from .common import whole_samples
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Particles(Parameters):
 def particles(run: Run, start: Tensor, settings: Particles) -> Iterator[State]:
     count = max(1, run.calls // run.plain_calls)
     if count == 1:
-        yield from run.onward(start, 0)
+        yield from whole_samples(run, start)
         return
     x = run.start(run.fresh_noise(count))
     window = math.floor(settings.window * run.steps)
@@ -55,8 +56,8 @@ def particles(run: Run, start: Tensor, settings: Particles) -> Iterator[State]:
         if index and index % settings.every == 0:
             totals = run.totals(run.look_ahead(x, index, 1, v).values)
             scores = advantages(average_where_missing(totals), math.inf)
-            scores = scores.where(totals.isfinite(), -torch.inf)
-            weights = (settings.temperature * scores).nan_to_num(neginf=-1e9).softmax(0)
+            logits = (settings.temperature * scores).where(totals.isfinite(), -1e9)
+            weights = logits.softmax(0)
             pick = systematic(weights, run.uniform(f"resampling {index}"))
             x, v = take(x, pick), take(v, pick)
         step = cps_step(s, s_next, s_next * math.sin(settings.eta * math.pi / 2))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..run import Run
 from ..settings import Parameters, whole, within
 from ..state import State, take
-from .common import largest, share_of, top
+from .common import largest, share_of, top, whole_samples
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def paths(run: Run, start: Tensor, settings: Paths) -> Iterator[State]:
     rounds = next((n for n in range(len(branchings), 0, -1) if price(2, n) <= run.calls), 0)
     branches = largest(lambda n: price(n, rounds) <= run.calls)
     if branches < 1:
-        yield from run.onward(start, 0)
+        yield from whole_samples(run, start)
         return
     x = run.start(run.fresh_noise(settings.width * branches))
     look = run.look_ahead(x, 0, looks[0])

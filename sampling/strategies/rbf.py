@@ -13,6 +13,7 @@ from ..run import Run
 from ..settings import Parameters, within
 from ..state import State, per_item
 from ..steps import ancestral_std, cps_step
+from .common import whole_samples
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def rbf(run: Run, start: Tensor, settings: RBF) -> Iterator[State]:
     x, rounds = start, run.steps - 1
     quota = (run.calls - run.tail - 1) / rounds if rounds else 0
     if quota < 2:
-        yield from run.onward(x, 0)
+        yield from whole_samples(run, start)
         return
     v, bar = run.velocity(x, run.sigmas[0]), None
     used = torch.zeros(run.items, dtype=torch.long, device=x.device)

@@ -21,14 +21,14 @@ from ..run import Run
 from ..schedules import spaced
 from ..settings import Parameters, whole, within
 from ..state import State, take
-from .common import MOST, cat_values, top
+from .common import MOST, cat_values, top, whole_samples
 
 
 @dataclass(frozen=True)
 class Steered(Parameters):
     """
     Attributes:
-        draft_steps: Euler steps of a draft of the whole schedule. They divide it into a grid, at
+        draft_steps: steps of a draft of the whole schedule. They divide it into a grid, at
             whose levels rounds begin; a draft from a lower level takes the steps that are left.
         rounds: how many, where the budget pays for them.
         decay: candidates of a round over those of the round before.
@@ -125,7 +125,10 @@ class Drafts:
 def steered(run: Run, start: Tensor, settings: Steered) -> Iterator[State]:
     rounds = allocate(settings, run.steps, run.tail, run.calls)
     if not rounds:
-        yield from run.onward(start, 0)
+        yield from whole_samples(run, start)
+        return
+    if len(rounds) == 1:
+        yield from whole_samples(run, start, rounds[0].candidates)
         return
     grid = spaced(0, run.steps + run.tail, settings.draft_steps)
     x, v, pool = run.start(run.fresh_noise(rounds[0].candidates)), None, None

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..run import Run
 from ..settings import Parameters, whole, within
 from ..state import State, take
-from .common import cat_values, pick_values, share_of, top
+from .common import cat_values, pick_values, share_of, top, whole_samples
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def zero_order(run: Run, start: Tensor, settings: ZeroOrder) -> Iterator[State]:
     # the whole sample's first velocity is its draft's
     left = (run.calls - run.plain_calls + 1) // steps
     if left < 2:
-        yield from run.onward(start, 0)
+        yield from whole_samples(run, start)
         return
     pivot = run.noise[None]
     look = run.look_ahead(start, 0, steps)
