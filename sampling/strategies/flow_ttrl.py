@@ -14,6 +14,7 @@ from ..settings import Parameters, flag, one_of, pair, whole, within
 from ..state import State
 from ..steps import LinearStep, largest_eta, sde_step
 from ..updates import Group, average_where_missing, cotangent
+from .common import whole_samples
 
 GRADIENTS = ("exact", "jacobian_free")
 
@@ -120,6 +121,9 @@ class FlowTTRL(Parameters):
 
 def flow_ttrl(run: Run, start: Tensor, settings: FlowTTRL) -> Iterator[State]:
     window = settings.window(run.steps, run.tail, run.calls)
+    if not window:
+        yield from whole_samples(run, start)
+        return
     x = reference = start
     for index in range(window):
         s, s_next = run.sigmas[index : index + 2]

@@ -2,7 +2,6 @@
 
 import json
 import math
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -19,8 +18,9 @@ from probes import (
     spy_on_look_aheads,
 )
 
-from flow_ttrl.sampling import STRATEGIES, make_settings, sample, search, shifted_sigmas
+from flow_ttrl.sampling import STRATEGIES, Run, make_settings, sample, search, shifted_sigmas
 from flow_ttrl.sampling.objectives import tied
+from flow_ttrl.sampling.strategies.common import top
 from flow_ttrl.world.gaussian import GaussianWorld
 
 NAN = float("nan")
@@ -158,25 +158,22 @@ def test_a_search_changes_nothing_that_it_is_given(strategy):
     assert settings.to_json() == before[3]
 
 
-class InferenceHost(Wrapped):
-    """A flow whose host samples in inference mode, as ComfyUI does."""
-
-    @contextmanager
-    def gradients(self):
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-
-    image_gradients = gradients
-
-
 @EACH
 def test_a_host_in_inference_mode_gets_the_same_bits(strategy):
     world = GaussianWorld(8, steps=10)
     expected = run(world, strategy, world.noise(2))
     with torch.inference_mode():
-        found = run(InferenceHost(world), strategy, world.noise(2))
+        found = run(world, strategy, world.noise(2))
     assert torch.equal(found.latents, expected.latents)
     assert found.cost == expected.cost
+
+
+def test_the_best_stands_in_for_those_without_a_verdict():
+    world = GaussianWorld(8, steps=10)
+    any_run = Run(world, world.noise(2), seed=0, settings=make_settings())
+    values = {"linear": torch.tensor([[1.0, NAN], [NAN, NAN], [2.0, 5.0], [NAN, 4.0]])}
+    any_run.compare(values)
+    assert top(any_run, values, 3).tolist() == [[2, 2], [0, 3], [2, 2]]
 
 
 # Partial denoise

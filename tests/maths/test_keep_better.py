@@ -4,7 +4,8 @@ import pytest
 import torch
 from probes import EACH, Rewarded, Telling, Wrapped
 
-from flow_ttrl.sampling import Cost, make_settings, sample, search, shifted_sigmas
+from flow_ttrl.rewards import ANALYTIC, RewardMix
+from flow_ttrl.sampling import STRATEGIES, Cost, make_settings, sample, search, shifted_sigmas
 from flow_ttrl.world.gaussian import REWARDS, GaussianWorld
 
 
@@ -108,3 +109,35 @@ def test_a_tie_keeps_what_was_searched():
     flow = Rewarded(GaussianWorld(8, steps=10), lambda values: 0 * values)
     result = search(flow, flow.flow.noise(2), make_settings("glass", budget=3.0))
     assert result.kept_plain == [False, False]
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "reward_gradient"])
+def test_a_budget_that_buys_nothing_makes_the_plain_sample_once(strategy):
+    """Every strategy but `glass` and `paths`, which search for so little, falls back to it."""
+    world = GaussianWorld(8, steps=20)
+    settings = make_settings(strategy, budget=1.1, keep_better=True)
+    result = search(world, world.noise(), settings, baseline=True)
+    if result.cost.calls == 20:
+        assert result.plain.cost.calls == 0
+        assert torch.equal(result.plain.latents, result.latents)
+
+
+@pytest.mark.parametrize("mode", ["rank", "standardised"])
+def test_a_plain_sample_of_the_strategy_counts_once_among_what_was_seen(mode):
+    """Best-of-N makes it anyway: asking for it changes no total."""
+    reward = RewardMix(((ANALYTIC["white"], 1.0), (ANALYTIC["contrast"], 1.0)), mode)
+
+    class Judged(GaussianWorld):
+        def score(self, images, item):
+            return reward.judge([""]).score(images, item)
+
+        def totals(self, values, seen):
+            return reward.totals(values, seen)
+
+    world = Judged(8, steps=6)
+    settings = make_settings("best_of_n", budget=4.0, keep_better=False)
+    alone, beside = (
+        search(world, world.noise(3), settings, baseline=baseline) for baseline in (False, True)
+    )
+    assert torch.equal(alone.rewards, beside.rewards)
+    assert torch.equal(alone.latents, beside.latents)
