@@ -41,7 +41,7 @@ class Steered(Parameters):
     draft_steps: int = 5
     rounds: int = 4
     decay: float = 0.7
-    correlation: float = 0.5
+    correlation: float = 0.3
     parents: int = 2
 
     def check(self) -> None:
