@@ -11,7 +11,7 @@ from conftest import ROOT, Environment, host_python
 from flow_ttrl.rewards.ocr import INSTALL_COMMANDS
 
 NEEDED = {"matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver", "pyparsing"}
-NEEDED |= {"python_dateutil", "six", "open_clip_torch", "ftfy", "wcwidth", "timm"}
+NEEDED |= {"python_dateutil", "six", "tzdata", "open_clip_torch", "ftfy", "wcwidth", "timm"}
 """The two requirements and what those need beyond any ComfyUI environment."""
 
 CV2 = "import cv2; print(cv2.__file__)"
