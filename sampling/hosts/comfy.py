@@ -18,7 +18,6 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..budget import plan
 from ..flow import Judge, Values
 from ..report import SearchResult, StepEvent
 from ..schedules import distinct_levels
@@ -256,7 +255,7 @@ def sample_latents(
     ).sigmas
     if STRATEGIES[search_sampler.settings.strategy].needs_image_gradients:
         raise ValueError(_NO_IMAGE_GRADIENTS)
-    plan(search_sampler.settings, sigmas.tolist())
+    distinct_levels(sigmas.tolist())
 
     if search_sampler.models:
         # first of all, so that the diffusion model takes what memory they leave

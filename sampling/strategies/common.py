@@ -12,7 +12,7 @@ from ..run import Run
 from ..state import State, take
 
 MOST = 256
-"""Candidates at once that no budget goes beyond."""
+"""Where an allocation stops counting candidates up."""
 
 
 def largest(fits: Callable[[int], bool], most: int = MOST) -> int:

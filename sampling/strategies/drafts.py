@@ -36,9 +36,8 @@ def drafts(run: Run, start: Tensor, settings: Drafts) -> Iterator[State]:
         yield from whole_samples(run, start)
         return
     starts = run.start(run.fresh_noise(count))
-    v = run.velocity(starts, run.sigmas[0])
-    look = run.look_ahead(starts, 0, steps, v)
+    look = run.look_ahead(starts, 0, steps)
     pick = top(run, look.values, 1)
-    state = State(take(starts, pick), 0, take(v, pick))
+    state = State(take(starts, pick), 0, take(look.v, pick))
     yield state
     yield from run.onward(state.x, 0, state.v)

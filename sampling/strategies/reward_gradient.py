@@ -49,7 +49,6 @@ def reward_gradient(run: Run, start: Tensor, settings: RewardGradient) -> Iterat
         for _ in range(share if number >= 0 else 0):
             gradient = run.reward_gradient(x[0], index)
             x = x + settings.ascent * norm(x[0]) * unit(gradient)
-        v = run.velocity(x, run.sigmas[index])
-        denoised = x - run.sigmas[index] * v
-        x = run.euler(x, v, index)
-        yield State(x, index + 1, denoised=denoised)
+        state = next(run.onward(x, index))
+        x = state.x
+        yield state

@@ -43,7 +43,7 @@ def zero_order(run: Run, start: Tensor, settings: ZeroOrder) -> Iterator[State]:
     if left < 2:
         yield from whole_samples(run, start)
         return
-    pivot = run.noise[None]
+    x, pivot = start, run.noise[None]
     look = run.look_ahead(start, 0, steps)
     values, v = look.values, look.v
     left -= 1
@@ -55,7 +55,7 @@ def zero_order(run: Run, start: Tensor, settings: ZeroOrder) -> Iterator[State]:
         values = cat_values(values, look.values)
         pick = top(run, values, 1)
         pivot, values = take(torch.cat([pivot, near]), pick), pick_values(values, pick)
-        v = take(torch.cat([v, look.v]), pick)
+        x, v = run.start(pivot), take(torch.cat([v, look.v]), pick)
         left -= count
-        yield State(run.start(pivot), 0, v)
-    yield from run.onward(run.start(pivot), 0, v)
+        yield State(x, 0, v)
+    yield from run.onward(x, 0, v)
