@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import multiprocessing
 import sys
 import time
@@ -36,7 +37,10 @@ FINALISTS = ("steered", "evolution", "glass", "drafts")
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement; ``parameters`` are changes to the strategy's own, for tuning."""
+    """One measurement: ``n`` samples, of ``n / repeats`` tasks from that many starts each.
+
+    ``parameters`` are changes to the strategy's own, for tuning.
+    """
 
     world: str
     arch: str
@@ -47,6 +51,7 @@ class Cell:
     n: int
     half: str
     seed: int
+    repeats: int = 1
     parameters: tuple[tuple[str, object], ...] = ()
 
     def key(self) -> dict:
@@ -69,6 +74,12 @@ def table_cells(n: int, half: str, seed: int) -> list[Cell]:
     wanted += [(pair, s, 8.0, 20) for s in FINALISTS for pair in main]
     wanted += [(pair, s, 12.0, 20) for s in ("steered", "best_of_n") for pair in main]
     cells = [Cell("tiny", *pair, s, b, t, n, half, seed) for pair, s, b, t in wanted]
+    diverse = [("best_of_n", 1.0), ("best_of_n", 6.0), *((s, 6.0) for s in FINALISTS)]
+    cells += [
+        Cell("tiny", *pair, s, b, 20, max(n // 15, 1) * 5, half, seed, repeats=5)
+        for s, b in diverse
+        for pair in main
+    ]
     return [cell for cell in dict.fromkeys(cells) if _possible(cell)]
 
 
@@ -86,10 +97,11 @@ def _world(name: str):
 
 
 def run_chunk(job: tuple[Cell, int, int]) -> dict:
-    """Tasks ``first`` and on of a cell: what each came to, and what they cost together."""
+    """Samples ``first`` and on of a cell: what each came to, and what they cost together."""
     cell, first, count = job
     world = _world(cell.world)
-    tasks = world.tasks(cell.half, cell.n)[first : first + count]
+    tasks = world.tasks(cell.half, math.ceil(cell.n / cell.repeats))
+    tasks = [tasks[number // cell.repeats] for number in range(first, first + count)]
     flow = world.flow(cell.arch, tasks, cell.driver, cell.steps)
     noise = world.noise(cell.arch, cell.seed, first, count)
     settings = make_settings(
@@ -106,17 +118,28 @@ def run_chunk(job: tuple[Cell, int, int]) -> dict:
         "other": other,
         "cost": asdict(result.cost),
         "energies": octave_energies(result.latents).tolist(),
+        "spread": spread(images.reshape(-1, cell.repeats, images[0].numel())).tolist(),
     }
+
+
+def spread(images: torch.Tensor) -> torch.Tensor:
+    """Root mean square difference of two images of a task [tasks], of images [tasks, R, D].
+
+    Zero where there is one image a task.
+    """
+    pairs = max(images.shape[1] - 1, 1)
+    return (2 * images.var(1, correction=0).sum(-1) / images.shape[-1] * (pairs + 1) / pairs).sqrt()
 
 
 def run_cell(cell: Cell, pool) -> dict:
     """A row of the table."""
     began = time.monotonic()
-    jobs = [(cell, first, min(BATCH, cell.n - first)) for first in range(0, cell.n, BATCH)]
+    batch = max(1, BATCH // cell.repeats) * cell.repeats
+    jobs = [(cell, first, min(batch, cell.n - first)) for first in range(0, cell.n, batch)]
     parts = sorted(pool.imap_unordered(run_chunk, jobs), key=lambda part: part["first"])
-    hits, driver, other, energies = (
+    hits, driver, other, energies, spreads = (
         [value for part in parts for value in part[name]]
-        for name in ("hits", "driver", "other", "energies")
+        for name in ("hits", "driver", "other", "energies", "spread")
     )
     cost = {k: sum(part["cost"][k] for part in parts) / cell.n for k in parts[0]["cost"]}
     calls = cost["model_calls"] + 2 * cost["backwards"]
@@ -133,6 +156,7 @@ def run_cell(cell: Cell, pool) -> dict:
         "decodes": cost["decodes"],
         "calls_and_decodes": round(calls + cost["decodes"] / 3, 2),
         "octave_energies": [round(e, 4) for e in torch.tensor(energies).mean(0).tolist()],
+        "spread": _mean(spreads) if cell.repeats > 1 else None,
         "hits": "".join(str(int(hit)) for hit in hits),
         "rewards": [round(value, 4) for value in driver],
         "seconds": round(time.monotonic() - began, 1),
@@ -152,15 +176,16 @@ def interval(values: list[float], resamples: int = 4000) -> tuple[float, float]:
     return round(low.item(), 4), round(high.item(), 4)
 
 
-PAIRED = ("world", "arch", "driver", "steps", "n", "half", "seed")
+PAIRED = ("world", "arch", "driver", "steps", "n", "half", "seed", "repeats")
 
 
 def compared(rows: list[dict]) -> list[dict]:
-    """Rows with typicality and wins against plain sampling of the same starts, where it is there.
+    """Rows with what they say against plain sampling of the same starts, where it is there.
 
-    ``typicality`` is the energy of each octave over plain sampling's; ``wins`` the share of tasks
-    on which the driving reward beats plain's, beside which stands (N - 1) / N, best-of-N's where
-    the plain sample is one of the N.
+    ``typicality`` is the energy of each octave over plain sampling's; ``diversity`` the spread of a
+    task's images over that of its plain ones; ``wins`` the share of samples whose driving reward
+    beats plain's, beside which stands (N - 1) / N, best-of-N's where the plain sample is one of
+    the N.
     """
     plain = {
         tuple(row[k] for k in PAIRED): row
@@ -176,6 +201,7 @@ def compared(rows: list[dict]) -> list[dict]:
             times = row["budget"]
             more = {
                 "typicality": [round(a / b, 3) for a, b in pairs],
+                "diversity": row["spread"] and round(row["spread"] / base["spread"], 3),
                 "wins": _mean(wins),
                 "best_of_n_wins": round((times - 1) / times, 4),
             }
@@ -195,7 +221,7 @@ def table(rows: list[dict]) -> str:
     """Rows as text, by world, driver, steps and budget, with steered's lead in each."""
     lines = [
         "world    arch     driver    steps budget strategy         accuracy  [95%]          driver"
-        "  other   calls  +dec/3  wins  steered leads by"
+        "  other   calls  +dec/3  wins   diversity  steered leads by"
     ]
     order = ("world", "arch", "driver", "steps", "budget")
     for row in sorted(compared(rows), key=lambda r: [str(r[k]).zfill(8) for k in order]):
@@ -210,7 +236,8 @@ def table(rows: list[dict]) -> str:
             f"{row['world']:8s} {row['arch']:8s} {row['driver']:9s} {row['steps']:5d} "
             f"{row['budget']:6.1f} {row['strategy']:16s} {_short(row['accuracy']):8s}  {span:14s} "
             f"{row['driver_reward']:6.3f}  {_short(row['other_reward']):5s}  {row['calls']:6.1f}  "
-            f"{row['calls_and_decodes']:6.1f}  {_short(row.get('wins')):5s} {lead}"
+            f"{row['calls_and_decodes']:6.1f}  {_short(row.get('wins')):5s} "
+            f" {_short(row.get('diversity')):9s}  {lead}"
             + (f"  {row['parameters']}" if row["parameters"] else "")
         )
     return "\n".join(lines)
@@ -225,7 +252,8 @@ def figure(rows: list[dict], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [row for row in rows if row["steps"] == 20 and row["hits"] and not row["parameters"]]
+    shown = [row for row in rows if row["steps"] == 20 and row["repeats"] == 1]
+    shown = [row for row in shown if row["hits"] and not row["parameters"]]
     pairs = list(dict.fromkeys((row["arch"], row["driver"]) for row in shown))
     drawing = Figure(figsize=(5.2 * len(pairs), 4.4), dpi=110, layout="constrained")
     for panel, (arch, driver) in zip(
@@ -310,10 +338,15 @@ def _cells(args) -> list[Cell]:
     if args.quick:
         pairs = pairs[:2]
     n = args.prompts or (10 if args.quick else 60)
+    if args.repeats < 1 or n % args.repeats:
+        raise SystemExit(f"expected --prompts to be a multiple of --repeats; got {n}")
     parameters = tuple(json.loads(args.parameters).items()) if args.parameters else ()
     parameters = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in parameters)
     cells = [
-        Cell(args.world, arch, driver, strategy, budget, steps, n, args.half or "dev", args.seed)
+        Cell(
+            *(args.world, arch, driver, strategy, budget, steps, n, args.half or "dev", args.seed),
+            repeats=args.repeats,
+        )
         for arch, driver in pairs
         for steps in args.steps
         for strategy, budget in [
@@ -346,8 +379,9 @@ def _arguments():
     parser.add_argument("--arch", nargs="+")
     parser.add_argument("--driver", nargs="+")
     parser.add_argument("--half", choices=("dev", "test"), help="default: dev; --table: test")
-    parser.add_argument("--prompts", type=int, metavar="N", help="tasks; default: 60, --table 150")
+    parser.add_argument("--prompts", type=int, metavar="N", help="samples; 60, --table 150")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=1, help="starts a task, for its diversity")
     parser.add_argument("--parameters", metavar="JSON", help="changes to the strategy's own")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, help="default: docs/search_quality.json for --table")

@@ -6,7 +6,7 @@ import pytest
 import search_quality
 import torch
 from octaves import octave_energies
-from search_quality import Cell, compared, difference, figure, interval, run_cell, table
+from search_quality import Cell, compared, difference, figure, interval, run_cell, spread, table
 from worlds import TinyWorld
 
 from flow_ttrl.sampling import make_settings, plan, shifted_sigmas
@@ -73,6 +73,20 @@ def test_the_table_and_the_figure_show_every_row(rows, tmp_path):
     assert len(lines) == 1 + len(rows)
     figure([row | {"steps": 20} for row in rows], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_diversity_is_over_the_starts_of_a_task():
+    """Plain sampling's spread is twice the variance of a pixel; a task's own images alone count."""
+    images = torch.randn(6, 500, 40, generator=torch.Generator().manual_seed(0))
+    apart = images + 100 * torch.arange(6)[:, None, None]
+    torch.testing.assert_close(spread(apart), torch.full((6,), 2**0.5), atol=0.02, rtol=0)
+    two = torch.tensor([[[0.0, 0.0], [3.0, 4.0]]])
+    torch.testing.assert_close(spread(two), torch.tensor([12.5**0.5]))
+    assert spread(images[:, :1]).tolist() == [0.0] * 6
+    plain = run_cell(cell("best_of_n", 1.0, n=8, repeats=4), Inline)
+    same = run_cell(cell("best_of_n", 1.0, n=8, repeats=2), Inline)
+    assert plain["spread"] != same["spread"]
+    assert compared([plain, plain | {"budget": 2.0}])[1]["diversity"] == 1
 
 
 def test_a_finished_cell_is_not_run_again(rows, tmp_path, monkeypatch, capsys):

@@ -21,4 +21,4 @@ class BestOfN(Parameters):
 
 
 def best_of_n(run: Run, start: Tensor, settings: BestOfN) -> Iterator[State]:
-    yield from whole_samples(run, start, run.calls // run.plain_calls)
+    yield from whole_samples(run, start)

@@ -25,6 +25,11 @@ def share_of(share: float, steps: int) -> int:
     return max(1, round(share * steps))
 
 
+def draft_of(draft_steps: int, left: int, steps: int) -> int:
+    """Steps of a draft over the last ``left`` of ``steps``: its share of a whole draft's."""
+    return min(left, max(1, round(draft_steps * left / steps)))
+
+
 def cat_values(first: Values, second: Values) -> Values:
     """The rewards [P + Q, B] of two populations."""
     return {name: torch.cat([value, second[name]]) for name, value in first.items()}
@@ -44,11 +49,12 @@ def top(run: Run, values: Values, count: int) -> Tensor:
     return pick.where(totals.isfinite(), pick[:1])
 
 
-def whole_samples(run: Run, start: Tensor, count: int = 1) -> Iterator[State]:
-    """Ordinary sampling from ``count`` starts, ``start`` [1, B, ...] the first, and their judging.
+def whole_samples(run: Run, start: Tensor) -> Iterator[State]:
+    """As many plain samples as the calls pay for and their judging, that of ``start`` the first.
 
-    The first is the plain sample.
+    What any strategy falls back to where the calls do not pay for a search of its kind.
     """
+    count = max(1, run.calls // run.plain_calls)
     state = State(start if count == 1 else run.start(run.fresh_noise(count)), 0)
     for reached in run.onward(state.x, 0):
         state = reached

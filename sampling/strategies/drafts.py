@@ -8,31 +8,31 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..run import Run
-from ..settings import Parameters, within
+from ..settings import Parameters, whole
 from ..state import State, take
-from .common import share_of, top, whole_samples
+from .common import top, whole_samples
 
 
 @dataclass(frozen=True)
 class Drafts(Parameters):
     """
     Attributes:
-        draft_share: steps of a draft, as a share of the schedule's.
+        draft_steps: steps of a draft; where the schedule has no more, whole samples are drawn.
     """
 
     strategy = "drafts"
 
-    draft_share: float = 0.3
+    draft_steps: int = 6
 
     def check(self) -> None:
-        within("draft_share", self.draft_share, 0, 1)
+        whole("draft_steps", self.draft_steps, 1, 1000)
 
 
 def drafts(run: Run, start: Tensor, settings: Drafts) -> Iterator[State]:
-    steps = share_of(settings.draft_share, run.steps)
+    steps = settings.draft_steps
     # the whole sample's first velocity is its draft's
     count = (run.calls - run.plain_calls + 1) // steps
-    if count < 2:
+    if count < 2 or steps >= run.steps:
         yield from whole_samples(run, start)
         return
     starts = run.start(run.fresh_noise(count))

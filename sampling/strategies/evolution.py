@@ -13,7 +13,7 @@ from ..run import Run
 from ..settings import Parameters, whole, within
 from ..state import State, take
 from ..steps import cps_step
-from .common import cat_values, largest, pick_values, share_of, top, whole_samples
+from .common import cat_values, draft_of, largest, pick_values, top, whole_samples
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Evolution(Parameters):
         window: share of the schedule over which the generations' levels are spread; 0 evolves
             the starts alone.
         mutation: share of a child's noise that is fresh, as an angle's sine.
-        draft_share: steps that an individual is judged by, as a share of those left.
+        draft_steps: steps of a draft of the whole schedule; an individual is judged by the part of
+            one that is left.
     """
 
     strategy = "evolution"
@@ -34,21 +35,21 @@ class Evolution(Parameters):
     generations: int = 3
     window: float = 0.3
     mutation: float = 0.5
-    draft_share: float = 0.3
+    draft_steps: int = 6
 
     def check(self) -> None:
         whole("elites", self.elites, 1, 64)
         whole("generations", self.generations, 0, 64)
+        whole("draft_steps", self.draft_steps, 1, 1000)
         within("mutation", self.mutation, 0, 1)
-        for name in ("window", "draft_share"):
-            within(name, getattr(self, name), 0, 1)
+        within("window", self.window, 0, 1)
 
 
 def evolution(run: Run, start: Tensor, settings: Evolution) -> Iterator[State]:
     steps, elites, count = run.steps, settings.elites, settings.generations
     levels = [round(settings.window * steps * n / max(count - 1, 1)) for n in range(count)]
     levels = [min(level, steps - 1) for level in levels]
-    looks = [share_of(settings.draft_share, steps - level) for level in (0, *levels)]
+    looks = [draft_of(settings.draft_steps, steps - level, steps) for level in (0, *levels)]
 
     def price(children: int, generations: int) -> int:
         last = levels[generations - 1] if generations else 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..run import Run
 from ..settings import Parameters, whole, within
 from ..state import State, take
-from .common import largest, share_of, top, whole_samples
+from .common import draft_of, largest, top, whole_samples
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Glass(Parameters):
         inner: model calls of a transition; the first is the parent's own.
         correlation: of a candidate's noise with its parent's.
         parents: candidates kept between transitions; one after the last.
-        look_share: steps of a look-ahead, as a share of those left.
+        draft_steps: steps of a draft of the whole schedule; a candidate is judged by the part of
+            one that is left.
     """
 
     strategy = "glass"
@@ -33,22 +34,22 @@ class Glass(Parameters):
     inner: int = 3
     correlation: float = 0.4
     parents: int = 2
-    look_share: float = 0.2
+    draft_steps: int = 4
 
     def check(self) -> None:
         whole("transitions", self.transitions, 1, 64)
         whole("inner", self.inner, 1, 64)
         whole("parents", self.parents, 1, 64)
+        whole("draft_steps", self.draft_steps, 1, 1000)
         within("correlation", self.correlation, 0, 1)
-        for name in ("window", "look_share"):
-            within(name, getattr(self, name), 0, 1)
+        within("window", self.window, 0, 1)
 
 
 def glass(run: Run, start: Tensor, settings: Glass) -> Iterator[State]:
     window = min(math.ceil(settings.window * run.steps), run.steps - 1)
 
     def price(levels: list[int], candidates: int) -> int:
-        looks = [share_of(settings.look_share, run.steps - level) for level in levels]
+        looks = [_look(run, settings, level) for level in levels]
         each = sum(candidates * (settings.inner - 1 + look) for look in looks)
         # a parent's velocity is its look-ahead's first call; at pure noise there is no parent
         first = candidates if run.sigmas[0] >= 1 else 1
@@ -74,13 +75,16 @@ def glass(run: Run, start: Tensor, settings: Glass) -> Iterator[State]:
         parents = state.x[rows], state.v[rows]
         x = transition(run, *parents, s, s_next, noise, settings.correlation, settings.inner)
         v = run.velocity(x, s_next)
-        look = share_of(settings.look_share, run.steps - level)
-        values = run.look_ahead(x, level, look, v).values
+        values = run.look_ahead(x, level, _look(run, settings, level), v).values
         kept = 1 if level == levels[-1] else min(settings.parents, candidates)
         pick = top(run, values, kept)
         state = State(take(x, pick), level, take(v, pick))
         yield state
     yield from run.onward(state.x, state.index, state.v)
+
+
+def _look(run: Run, settings: Glass, level: int) -> int:
+    return draft_of(settings.draft_steps, run.steps - level, run.steps)
 
 
 def transition(

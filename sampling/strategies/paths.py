@@ -10,7 +10,7 @@ from torch import Tensor
 from ..run import Run
 from ..settings import Parameters, whole, within
 from ..state import State, take
-from .common import largest, share_of, top, whole_samples
+from .common import draft_of, largest, share_of, top, whole_samples
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Paths(Parameters):
         width: paths kept.
         rounds: how often paths branch, evenly over the first ``window`` of the schedule.
         back_share: how far a branch is noised back, as a share of the schedule's steps.
-        look_share: steps of the look-ahead that a branch is judged by, as a share of those left.
+        draft_steps: steps of a draft of the whole schedule; a branch is judged by the part of one
+            that is left.
     """
 
     strategy = "paths"
@@ -29,13 +30,14 @@ class Paths(Parameters):
     rounds: int = 3
     window: float = 0.6
     back_share: float = 0.1
-    look_share: float = 0.3
+    draft_steps: int = 6
 
     def check(self) -> None:
         whole("width", self.width, 1, 64)
         whole("rounds", self.rounds, 0, 64)
-        for name in ("window", "back_share", "look_share"):
+        for name in ("window", "back_share"):
             within(name, getattr(self, name), 0, 1)
+        whole("draft_steps", self.draft_steps, 1, 1000)
 
 
 def paths(run: Run, start: Tensor, settings: Paths) -> Iterator[State]:
@@ -47,7 +49,7 @@ def paths(run: Run, start: Tensor, settings: Paths) -> Iterator[State]:
         }
     )
     branchings = [index for index in branchings if index < steps]
-    looks = {i: share_of(settings.look_share, steps - i) for i in (0, *branchings)}
+    looks = {i: draft_of(settings.draft_steps, steps - i, steps) for i in (0, *branchings)}
 
     def price(branches: int, rounds: int) -> int:
         """Calls with that many branches of a path, at the first ``rounds`` branchings."""

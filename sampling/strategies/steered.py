@@ -124,11 +124,8 @@ class Drafts:
 
 def steered(run: Run, start: Tensor, settings: Steered) -> Iterator[State]:
     rounds = allocate(settings, run.steps, run.tail, run.calls)
-    if not rounds:
+    if len(rounds) < 2:
         yield from whole_samples(run, start)
-        return
-    if len(rounds) == 1:
-        yield from whole_samples(run, start, rounds[0].candidates)
         return
     grid = spaced(0, run.steps + run.tail, settings.draft_steps)
     x, v, pool = run.start(run.fresh_noise(rounds[0].candidates)), None, None

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..run import Run
 from ..settings import Parameters, whole, within
 from ..state import State, take
-from .common import cat_values, pick_values, share_of, top, whole_samples
+from .common import cat_values, pick_values, top, whole_samples
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,23 @@ class ZeroOrder(Parameters):
     Attributes:
         neighbours: starts tried around the best one, a round.
         radius: radians by which a neighbour is turned away.
-        draft_share: steps of the draft that a start is judged by, as a share of the schedule's.
+        draft_steps: steps of the draft that a start is judged by.
     """
 
     strategy = "zero_order"
 
     neighbours: int = 4
     radius: float = 0.6
-    draft_share: float = 0.3
+    draft_steps: int = 6
 
     def check(self) -> None:
         whole("neighbours", self.neighbours, 1, 256)
         within("radius", self.radius, 0, math.pi / 2)
-        within("draft_share", self.draft_share, 0, 1)
+        whole("draft_steps", self.draft_steps, 1, 1000)
 
 
 def zero_order(run: Run, start: Tensor, settings: ZeroOrder) -> Iterator[State]:
-    steps = share_of(settings.draft_share, run.steps)
+    steps = min(settings.draft_steps, run.steps)
     # the whole sample's first velocity is its draft's
     left = (run.calls - run.plain_calls + 1) // steps
     if left < 2:

@@ -233,7 +233,7 @@ class HalfJudged(Wrapped):
 def test_a_candidate_without_a_verdict_is_never_chosen(strategy, value):
     """Where a group has any with one, the result has one too: groups large enough to have one."""
     flow = HalfJudged(GaussianWorld(8, steps=10), value)
-    result = run(flow, strategy, flow.flow.noise(8), budget=12.0)
+    result = run(flow, strategy, flow.flow.noise(8), budget=16.0)
     assert result.latents.isfinite().all()
     assert result.rewards.isfinite().all()
     assert (result.rewards < 0).all()
@@ -333,7 +333,7 @@ def test_the_report_is_json(strategy):
 def test_a_look_ahead_costs_a_call_a_step(length):
     """Over levels of the schedule, evenly spaced in it, from the first to the clean end."""
     recorder = Recorder(GaussianWorld(8, steps=12))
-    settings = only_search("drafts", budget=4.0, draft_share=length / 12)
+    settings = only_search("drafts", budget=4.0, draft_steps=length)
     search(recorder, recorder.flow.noise(), settings)
     levels = recorder.sigmas.tolist()
     drafts = [call for call in recorder.calls if len(call.x) > 1]
@@ -360,9 +360,9 @@ def test_changing_a_strategys_parameters_changes_its_search():
     """No parameter is read past: each one, changed, gives another sample (or another cost)."""
     world = GaussianWorld(8, steps=20)
     changes = {
-        "drafts": {"draft_share": 0.5},
-        "zero_order": {"neighbours": 2, "radius": 0.3, "draft_share": 0.5},
-        "paths": {"width": 3, "rounds": 2, "window": 0.9, "back_share": 0.25, "look_share": 0.6},
+        "drafts": {"draft_steps": 10},
+        "zero_order": {"neighbours": 2, "radius": 0.3, "draft_steps": 10},
+        "paths": {"width": 3, "rounds": 2, "window": 0.9, "back_share": 0.25, "draft_steps": 12},
         "particles": {"every": 2, "window": 0.5, "temperature": 0.1, "eta": 0.9},
         "rbf": {"noise_share": 0.5},
         "evolution": {
@@ -370,7 +370,7 @@ def test_changing_a_strategys_parameters_changes_its_search():
             "generations": 2,
             "window": 0.6,
             "mutation": 0.9,
-            "draft_share": 0.6,
+            "draft_steps": 12,
         },
         "reward_gradient": {"begin": 0.3, "ascent": 0.05},
         "glass": {
@@ -379,7 +379,7 @@ def test_changing_a_strategys_parameters_changes_its_search():
             "inner": 2,
             "correlation": 0.8,
             "parents": 1,
-            "look_share": 0.5,
+            "draft_steps": 10,
         },
     }
     for strategy, parameters in changes.items():

@@ -24,7 +24,8 @@ PROMPT, STEPS, SEED, BUDGET = "a red circle and a blue square", 4, 7, 3.0
 TOLERANCE = 2e-3
 CHANGES = {
     "flow_ttrl": {"budget": 0, "scale_factor": 2e4},
-    "paths": {"budget": 6.0},
+    "paths": {"budget": 6.0, "draft_steps": 2},
+    "evolution": {"budget": 6.0},
     "steered": {"budget": 6.0},
     "reward_gradient": {"begin": 0.0, "ascent": 0.2},
 }
