@@ -115,7 +115,7 @@ class SDELatentSearch(io.ComfyNode):
         baseline,
         settings: SearchSettings | None = None,
     ) -> io.NodeOutput:
-        from ..sampling.hosts.comfy import SearchSampler, sample_latents
+        from ..sampling.hosts.comfy_sampler import SearchSampler, plain_latents, sample_latents
 
         settings = settings or make_settings()
         if settings.target_reward is not None and reward.mode != "raw":
@@ -125,7 +125,7 @@ class SDELatentSearch(io.ComfyNode):
             )
         judge = reward.judge([prompt], patience=_PATIENCE)
         sampler = SearchSampler(settings, vae, judge, baseline=baseline, models=reward.patchers)
-        samples = sample_latents(
+        searched = sample_latents(
             model,
             positive,
             negative,
@@ -137,8 +137,5 @@ class SDELatentSearch(io.ComfyNode):
             scheduler=scheduler,
             denoise=denoise,
         )
-        searched = {**latent_image, "samples": samples}
-        plain = ExecutionBlocker(None)
-        if baseline:
-            plain = {**latent_image, "samples": sampler.plain.to(samples.device)}
+        plain = plain_latents(searched, sampler) if baseline else ExecutionBlocker(None)
         return io.NodeOutput(searched, plain, sampler.report() | {"reward": judge.report()})

@@ -22,22 +22,19 @@ def sample(flow: Flow, noise: Tensor) -> Tensor:
     return _sampled(flow, noise, lambda run, state: None)[1].x[0]
 
 
-def plain_sample(run: Run, on_step: OnStep | None, planned: int, preview: Tensor) -> PlainSample:
-    """The plain sample of the search ``run``: the strategy's own, or else made here.
-
-    The search's result stays in sight meanwhile, as ``preview`` [B, ...].
-    """
+def plain_sample(run: Run, on_step: OnStep | None, planned: int) -> PlainSample:
+    """The plain sample of the search ``run``: the strategy's own, or else made here."""
     if run.plain is not None:
         return PlainSample(run.plain.x[0], run.plain.values)
 
     def tell(plain: Run, state: State) -> None:
         if on_step is not None:
             calls = run.calls_spent + plain.calls_spent
-            on_step(StepEvent(state.index, run.steps, state.x[0], preview, calls, planned))
+            shown = state.denoised[0]
+            on_step(StepEvent(state.index, run.steps, state.x[0], shown, calls, planned))
 
     plain, state = _sampled(run.flow, run.noise, tell)
     latents, values = plain.finish(state)
-    run.compare(values)
     return PlainSample(latents, values, plain.cost)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from .flow import Cost, Values
 from .run import Run
 from .settings import SearchSettings
-from .state import State
+from .state import State, width
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class StepEvent:
         denoised: its clean estimate [B, ...], or the best look-ahead's so far.
         calls, planned: calls an item has cost and will at most, the plain sample included.
         record: the step's look-aheads; None where it made none.
+        best, plain: totals [B] of the best look-ahead so far and of the plain sample, where known.
     """
 
     index: int
@@ -88,22 +89,29 @@ class StepEvent:
     calls: float
     planned: int
     record: StepRecord | None = None
+    best: list[float] | None = None
+    plain: list[float] | None = None
 
 
 OnStep = Callable[[StepEvent], None]
 """Told of every step; may raise to cancel."""
 
 
-def step_event(run: Run, state: State, planned: int, record: StepRecord | None) -> StepEvent:
-    """What is told of the step that led to ``state``."""
+def step_event(
+    run: Run, state: State, planned: int, record: StepRecord | None, plain: PlainSample | None
+) -> StepEvent:
+    """What is told of the step that led to ``state``; ``plain``: the plain sample before it."""
+    before = 0 if plain is None else plain.cost.calls / run.items
     return StepEvent(
         index=state.index,
         steps=run.steps,
         latent=state.x[0],
         denoised=run.preview(state),
-        calls=run.calls_spent,
+        calls=before + run.calls_spent,
         planned=planned,
         record=record,
+        best=None if run.best is None else run.totals(run.best.values)[0].tolist(),
+        plain=None if plain is None else run.totals_beside(plain.values)[0].tolist(),
     )
 
 
@@ -136,6 +144,7 @@ class SearchResult:
             ``finish_now`` or None.
         plain: the plain sample, if one was made; ``plain_rewards`` its totals [B].
         kept_plain: items whose plain sample was kept (``keep_better``), else None.
+        warnings: what is wrong with the result, as sentences.
     """
 
     latents: Tensor
@@ -152,6 +161,7 @@ class SearchResult:
     plain: PlainSample | None = None
     plain_rewards: Tensor | None = None
     kept_plain: list[bool] | None = None
+    warnings: tuple[str, ...] = ()
     seconds: float = 0.0
 
     def report(self) -> dict:
@@ -167,12 +177,32 @@ class SearchResult:
             "plain_rewards": None if plain is None else self.plain_rewards.tolist(),
             "plain_calls": 0 if plain is None else plain.cost.calls,
             "kept_plain": self.kept_plain,
+            "warnings": list(self.warnings),
             "cost": self.cost.report(len(self.rewards) * self.plain_calls),
             "planned_calls": self.planned * len(self.rewards),
             "seconds": round(self.seconds, 3),
             "search_steps": [asdict(record) for record in self.records],
         }
         return jsonable(report)
+
+
+FAR_WIDER = 4.0
+"""Times as wide as usual, beyond which a latent is no image."""
+
+
+def trouble(latents: Tensor, usual: Tensor) -> Iterator[str]:
+    """What is wrong with final ``latents`` [B, ...], whose ``usual`` width is [B], if anything."""
+    for number, (found, wanted) in enumerate(zip(width(latents), usual, strict=True)):
+        if not found.isfinite():
+            yield (
+                f"image {number} is not finite: the model gave NaN or infinity on the way (a "
+                "precision too low, or patches or guidance at an extreme)"
+            )
+        elif found > FAR_WIDER * wanted:
+            yield (
+                f"image {number} is {float(found / wanted):.3g} times as wide as usual and no "
+                "image any more: lower scale_factor, or guidance and patches that are at an extreme"
+            )
 
 
 def jsonable(value):

@@ -16,7 +16,7 @@ from .flow import Cost, Flow, Values
 from .noise import KeyedNoise, item_keys
 from .schedules import distinct_levels, spaced
 from .settings import SearchSettings
-from .state import Best, Judged, Look, State, per_item, take
+from .state import Best, Judged, Look, State, per_item, take, width
 from .steps import Multistep
 
 Pull = Callable[[Tensor], Tensor]
@@ -36,6 +36,7 @@ class Run:
         best: the best look-ahead so far, None before the first.
         judged: the look-aheads since the last step, in order.
         plain: the plain sample with its rewards, where the strategy has made it.
+        usual_width: root mean square [B] of the first look-ahead's clean latents.
     """
 
     def __init__(self, flow: Flow, noise: Tensor, *, seed: int, settings: SearchSettings):
@@ -51,6 +52,7 @@ class Run:
         self.best: Best | None = None
         self.judged: list[Judged] = []
         self.plain: State | None = None
+        self.usual_width: Tensor | None = None
         self._rows = self.items * settings.micro_batch
         self._seen: Values = {}
         self._random = KeyedNoise(seed, item_keys(self.noise))
@@ -72,8 +74,11 @@ class Run:
 
     def fresh_noise(self, count: int) -> Tensor:
         """Starting noise [count, B, ...]: the host's own first, then others."""
-        others = [self.draw("start", count - 1, first=1)] if count > 1 else []
-        return torch.cat([self.noise[None], *others])
+        if count == 1:
+            return self.noise[None]
+        # where the host adds no noise, as to a latent that is noisy already, there is one start
+        added = per_item(self.noise.flatten(1).any(1), self.noise)
+        return torch.cat([self.noise[None], self.draw("start", count - 1, first=1) * added])
 
     def start(self, noise: Tensor) -> Tensor:
         """Latents at the first level from starting noise [P, B, ...]."""
@@ -162,6 +167,8 @@ class Run:
                 v = self.velocity(x, self.levels[stop], active)
                 if stops:
                     path[stop] = x, v
+        if self.usual_width is None:
+            self.usual_width = width(x[0])
         values = self.judge(x, active)
         self._offer(values, origin, start, x)
         return Look(x, values, first, path)
@@ -217,6 +224,11 @@ class Run:
         """What drives [P, B]: higher is better, as things stand now; -inf where nothing judged."""
         total = self.flow.totals(values, self._seen)
         return total.where(total.isfinite(), -torch.inf)
+
+    def totals_beside(self, values: Values) -> Tensor:
+        """The same of rewards [P, B] that were found elsewhere, taken into nothing."""
+        seen = {n: torch.cat([self._seen.get(n, v[:0]), v]) for n, v in values.items()}
+        return self.flow.totals(values, seen)
 
     # Gradients
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from .budget import Plan, plan
 from .flow import Flow
 from .plain import plain_sample
-from .report import OnStep, SearchResult, StepRecord, step_event, step_record
+from .report import OnStep, SearchResult, StepRecord, step_event, step_record, trouble
 from .run import Run
 from .settings import SearchSettings
-from .state import State, per_item
+from .state import State, per_item, width
 from .strategies import STRATEGIES, states
 
 
@@ -49,10 +49,15 @@ def search(
     wants_plain = baseline or settings.keep_better
     whole = planned.cost.calls + (wants_plain and not planned.makes_plain) * run.plain_calls
 
+    plain = None
+    if wants_plain and not planned.makes_plain:
+        plain = plain_sample(run, on_step, whole)
+    searching = time.monotonic()
+
     def stop_reason() -> str | None:
         if finish_now is not None and finish_now():
             return "finish_now"
-        if settings.max_seconds and time.monotonic() - began >= settings.max_seconds:
+        if settings.max_seconds and time.monotonic() - searching >= settings.max_seconds:
             return "max_seconds"
         target = settings.target_reward
         if target is not None and run.best and (run.totals(run.best.values) >= target).all():
@@ -61,19 +66,22 @@ def search(
 
     def tell(state: State, record: StepRecord | None) -> None:
         if on_step is not None:
-            on_step(step_event(run, state, whole, record))
+            on_step(step_event(run, state, whole, record, plain))
 
     state, records, stopped = _drive(run, planned, settings, stop_reason, tell)
     latents, values = run.finish(state)
-    plain, plain_rewards, kept_plain = None, None, None
+    plain_rewards, kept_plain = None, None
     if wants_plain:
-        plain = plain_sample(run, on_step, whole, preview=latents)
+        plain = plain or plain_sample(run, on_step, whole)
+        # only now: what a toggle makes must not change what totals are relative to on the way
+        run.compare(plain.values)
         plain_rewards = run.totals(plain.values)[0]
     if settings.keep_better:
         better = plain_rewards > run.totals(values)[0]
         latents = torch.where(per_item(better, latents), plain.latents, latents)
         values = {n: torch.where(better, plain.values[n], value) for n, value in values.items()}
         kept_plain = better.tolist()
+    usual = run.usual_width if plain is None else width(plain.latents)
     return SearchResult(
         latents=latents,
         rewards=run.totals(values)[0],
@@ -89,6 +97,7 @@ def search(
         plain=plain,
         plain_rewards=plain_rewards,
         kept_plain=kept_plain,
+        warnings=tuple(trouble(latents, usual)),
         seconds=time.monotonic() - began,
     )
 

@@ -80,6 +80,11 @@ def take(x: Tensor, pick: Tensor) -> Tensor:
     return x[pick, torch.arange(x.shape[1], device=x.device)]
 
 
+def width(latents: Tensor) -> Tensor:
+    """Root mean square [B] of latents [B, ...]."""
+    return latents.flatten(1).square().mean(1).sqrt()
+
+
 def per_item(values: Tensor, like: Tensor) -> Tensor:
     """``values`` [..., B] shaped to broadcast over ``like`` [B, ...]."""
     return values.reshape(*values.shape, *(1,) * (like.ndim - 1))

@@ -33,11 +33,13 @@ class Strategy:
             one at the end of the schedule.
         parameters: the class of its parameters.
         needs_image_gradients: whether it differentiates the reward.
+        between_levels: whether it asks for velocities at levels that are not the schedule's.
     """
 
     states: Callable[[Run, Tensor, Parameters], Iterator[State]]
     parameters: type[Parameters]
     needs_image_gradients: bool = False
+    between_levels: bool = False
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -53,7 +55,7 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy(rbf, RBF),
         Strategy(evolution, Evolution),
         Strategy(reward_gradient, RewardGradient, needs_image_gradients=True),
-        Strategy(glass, Glass),
+        Strategy(glass, Glass, between_levels=True),
     )
 }
 """Every strategy, ours first."""

@@ -5,7 +5,15 @@ import torch
 from probes import EACH, Rewarded, Telling, Wrapped
 
 from flow_ttrl.rewards import ANALYTIC, RewardMix
-from flow_ttrl.sampling import STRATEGIES, Cost, make_settings, sample, search, shifted_sigmas
+from flow_ttrl.sampling import (
+    STRATEGIES,
+    Cost,
+    make_settings,
+    plan,
+    sample,
+    search,
+    shifted_sigmas,
+)
 from flow_ttrl.world.gaussian import REWARDS, GaussianWorld
 
 
@@ -46,7 +54,8 @@ def test_a_plain_sample_that_is_better_is_kept_bit_by_bit(strategy):
     result = search(flow, x, make_settings(strategy, budget=3.0))
     assert torch.equal(result.latents, plain)
     assert torch.equal(result.rewards, world.judged(plain))
-    if strategy != "best_of_n":  # whose first sample it is
+    planned = plan(make_settings(strategy, budget=3.0), world.sigmas.tolist())
+    if not planned.makes_plain:  # or it is among what is searched
         assert result.kept_plain == [True] * 3
 
 

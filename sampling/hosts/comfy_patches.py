@@ -1,0 +1,287 @@
+"""Patches that remember: what a user's nodes hang on a model, made for one falling trajectory.
+
+A search asks for velocities out of order and several at a time. Each must be what a fresh run would
+give at that latent and level. What the host can be asked to forget is made to; what it cannot is
+found out by asking the same thing twice, and refused by name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+
+import comfy.hooks
+import comfy.patcher_extension
+import torch
+from torch import Tensor
+
+from ..strategies import STRATEGIES
+
+log = logging.getLogger("flow_ttrl")
+
+CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+"""Keys of the host's own caches of earlier steps, and their nodes."""
+
+SAME = 1e-3
+"""Difference of two velocities, of their size, above which they are not the same."""
+ALIKE = 0.05
+"""The same for rows in batches of another size, which round otherwise (bfloat16 by a hundredth)."""
+
+GRADIENT_ERROR = 0.2
+"""Of a directional derivative against central differences, beyond which it is wrong."""
+
+Ask = Callable[[Tensor, float], Tensor]
+"""Velocities of latents [N, ...] at a level."""
+
+
+def bypass_caches(*options: dict) -> list[str]:
+    """Take the host's caches out of these (copied) model options; the nodes that they were of."""
+    found = []
+    for model_options in options:
+        wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+        for kind, keyed in wrappers.items():
+            # the outer one sets the cache up and clears it away
+            if kind == comfy.patcher_extension.WrappersMP.OUTER_SAMPLE:
+                continue
+            found += [CACHES[key] for key in CACHES if keyed.pop(key, None)]
+    return sorted(set(found))
+
+
+class Keyframes:
+    """Hooks whose strength follows the level: set to a level's own before every call.
+
+    The host moves them forward only, as levels fall.
+    """
+
+    def __init__(self, model_options: dict, patcher):
+        registered = model_options.get("registered_hooks") or comfy.hooks.HookGroup()
+        groups = [(hook, hook.hook_keyframe) for hook in registered.hooks]
+        self.hooks = [(hook, group) for hook, group in groups if group and not group.is_empty()]
+        self.patcher = patcher
+
+    def set(self, sigma: float) -> None:
+        """Every hook at the last keyframe that has begun at level ``sigma``."""
+        changed = []
+        for hook, group in self.hooks:
+            begun = [n for n, frame in enumerate(group.keyframes) if frame.start_t >= sigma]
+            index = begun[-1] if begun else 0
+            frame = group.keyframes[index]
+            if group._current_strength != frame.strength:
+                changed.append(hook)
+            group._current_index, group._current_keyframe = index, frame
+            group._current_strength, group._curr_t = frame.strength, sigma
+        if changed:  # weights that were made for the former strength
+            cached = self.patcher.cached_hook_patches
+            for group in [g for g in cached if any(g.contains(hook) for hook in changed)]:
+                del cached[group]
+            self.patcher.patch_hooks(None)
+
+
+def has_weight_hooks(model_options: dict) -> bool:
+    """Whether hooks swap the model's weights from one conditioning to the next."""
+    registered = model_options.get("registered_hooks")
+    return bool(registered and registered.get_type(comfy.hooks.EnumHookType.Weight))
+
+
+def patches(patcher, model_options: dict) -> list[str]:
+    """Names of the functions that nodes have put into the model's path, as "APG (nodes_apg)"."""
+    network = getattr(patcher.model, "diffusion_model", None)
+    own = [value for name, value in vars(network).items() if name.startswith("forward")]
+    objects = {n: v for n, v in patcher.object_patches.items() if n != "model_sampling"}
+    names = {_name(f) for f in _callables([model_options, objects, patcher.injections, own])}
+    return sorted(names - {None})
+
+
+_DATA = {"registered_hooks", "easycache", "sample_sigmas", "to_load_options"}
+
+
+def _callables(value) -> Iterator[Callable]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in _DATA:
+                yield from _callables(item)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from _callables(item)
+    elif callable(value) and not isinstance(value, Tensor):
+        yield value
+
+
+def _name(function: Callable) -> str | None:
+    """A patch's node and module; None for this pack's own, and for what only prepares a run."""
+    function = getattr(function, "__func__", function)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    module = named.__module__ or ""
+    if module.startswith(__name__.rsplit(".", 2)[0]):
+        return None
+    return f"{named.__qualname__.split('.')[0]} ({module.rsplit('.', 1)[-1]})"
+
+
+def remembers(ask: Ask, x: Tensor, far: Tensor, sigma: float, lower: float) -> bool:
+    """Whether the answer for a latent depends on what was asked before.
+
+    Caches skip what has hardly changed, momenta add up, and some only move forward; so ``x`` is
+    asked for first, after something lower and unlike it, and after several things like it.
+
+    Args:
+        x, far: latents [B, ...] at levels ``sigma`` and ``lower``. Takes seven calls an item.
+    """
+    near = x + 0.03 * (far - x)
+    first = ask(x, sigma)
+    ask(far, lower)
+    second = ask(x, sigma)
+    ask(far, lower)
+    ask(near, sigma)
+    ask(near, sigma)
+    third = ask(x, sigma)
+    return not (close(first, second, SAME) and close(first, third, SAME))
+
+
+def mixes_rows(ask: Ask, x: Tensor, far: Tensor, sigma: float) -> bool:
+    """Whether a latent's answer depends on what else is in its batch, or the patch takes but one.
+
+    Takes four calls an item, of one item.
+    """
+    apart = torch.cat([ask(x, sigma), ask(far, sigma)])
+    try:
+        together = ask(torch.cat([x, far]), sigma)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        log.debug("a patch takes one latent at a time: %s", error)
+        return True
+    return not close(apart, together, ALIKE)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Whether two velocities are the same, within ``tolerance`` of their size."""
+    if not bool(a.isfinite().all() & b.isfinite().all()):
+        return bool((a.isfinite() == b.isfinite()).all())
+    return bool((a - b).square().mean().sqrt() <= tolerance * b.square().mean().sqrt())
+
+
+def schedule_matters(ask: Ask, x: Tensor, between: float, options: dict) -> bool:
+    """Whether a level ``between`` the schedule's is answered by what stands in the schedule.
+
+    Args:
+        options: the call's transformer_options, with the schedule that the network is shown.
+    """
+    shown = options["sample_sigmas"]
+    try:
+        plain = ask(x, between)
+        levels = torch.cat([shown, shown.new_tensor([between])]).sort(descending=True).values
+        options["sample_sigmas"] = levels
+        return not close(ask(x, between), plain, SAME)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        log.debug("the schedule is looked up: %s", error)
+        return True
+    finally:
+        options["sample_sigmas"] = shown
+
+
+class Prepared:
+    """A flow whose host has been made to forget, and what is still to be asked of it.
+
+    Attributes:
+        bypassed: caches that were taken out.
+        names: patches that were checked.
+        calls: model calls that :meth:`check` takes an item.
+    """
+
+    def __init__(self, flow, settings, bypassed: list[str]):
+        self.flow, self.settings, self.bypassed = flow, settings, bypassed
+        patcher = flow.base_model.current_patcher
+        self.names = patches(patcher, flow.extra_args["model_options"])
+        self.exact = getattr(settings.parameters, "gradient", None) == "exact"
+        self.between = STRATEGIES[settings.strategy].between_levels
+        self.rows = bool(self.names) and flow.items == 1
+        self.calls = 7 * bool(self.names) + 4 * self.rows + 2 * self.between + 5 * self.exact
+
+    def check(self) -> None:
+        """Ask.
+
+        Raises:
+            ValueError: a patch that remembers, a network that looks levels up which the strategy
+                goes between, or a gradient that differences do not bear out.
+        """
+        flow = self.flow
+        levels = [level for level in flow.sigmas if level > 0]
+        sigma, lower = (levels[int(share * (len(levels) - 1))] for share in (0.4, 0.7))
+        item = torch.arange(flow.items, device=flow.model.noise.device)
+        x = flow.at_level(flow.model.noise, item, sigma).float()
+        far = flow.at_level(-flow.model.noise, item, lower).float()
+        sigma, lower = sigma.item(), lower.item()
+        if self.names and remembers(flow.ask, x, far, sigma, lower):
+            raise ValueError(
+                "Expected nodes on the MODEL that answer for a latent and a level alone, got one "
+                "that remembers earlier steps (a cache or a momentum), out of "
+                f"{', '.join(self.names)}; take it out or switch its memory off, since a search "
+                "asks out of order"
+            )
+        if self.rows:
+            flow.one_at_a_time = mixes_rows(flow.ask, x, far, sigma)
+        if self.between:
+            options = flow.extra_args["model_options"].setdefault("transformer_options", {})
+            if schedule_matters(flow.ask, x, (sigma + lower) / 2 + 1e-4, options):
+                network = type(flow.base_model).__name__
+                raise ValueError(
+                    "Expected a MODEL that takes any level, got one that looks levels up in the "
+                    f"schedule ({', '.join([network, *self.names])}), which strategy "
+                    f"{self.settings.strategy!r} goes between; choose another strategy"
+                )
+        if self.exact:
+            check_gradient(flow, x, sigma, item)
+
+    def report(self) -> dict:
+        """As a JSON object."""
+        return {
+            "bypassed": self.bypassed,
+            "patches": self.names,
+            "check_calls": self.calls,
+        }
+
+
+def prepare(flow, settings) -> Prepared:
+    """Make the host's patches on ``flow`` forget, for a search by ``settings``.
+
+    Raises:
+        ValueError: exact gradients where hooks swap the weights between forward and backward.
+    """
+    options = flow.extra_args["model_options"]
+    guider = flow.model.inner_model
+    bypassed = bypass_caches(options, guider.model_options)
+    if bypassed:
+        log.info("%s bypassed: a search asks out of order", ", ".join(bypassed))
+    prepared = Prepared(flow, settings, bypassed)
+    if prepared.exact and has_weight_hooks(options):
+        raise ValueError(
+            "Expected weights that stay as they are for gradient 'exact', got hook LoRAs, which "
+            "the host swaps in and out; set gradient to 'jacobian_free', or apply the LoRA to the "
+            "MODEL"
+        )
+    keyframes = Keyframes(options, flow.base_model.current_patcher)
+    if keyframes.hooks:
+        flow.keyframes = keyframes
+    return prepared
+
+
+def check_gradient(flow, x: Tensor, sigma: float, item: Tensor) -> None:
+    """Raise ValueError where the model's pullback at ``x`` [B, ...] is not what differences show.
+
+    Along the gradient of one random number of the output; takes five calls, a backward counted as
+    two.
+    """
+    generator = torch.Generator().manual_seed(0)
+    c = torch.randn(x.shape, generator=generator).to(x)
+    with torch.inference_mode(False), flow.gradients():
+        with torch.enable_grad():
+            leaf = x.clone().requires_grad_()
+            v = flow.velocity(leaf, sigma, item).float()
+        (gradient,) = torch.autograd.grad(v, leaf, c.clone())
+    length = gradient.norm()
+    step = 0.02 * x.norm() * gradient / length
+    ahead, behind = (flow.ask(x + sign * step, sigma).float() for sign in (1, -1))
+    found = ((ahead - behind) * c).sum() / (2 * step.norm())
+    if not abs(found - length) <= GRADIENT_ERROR * length:
+        raise ValueError(
+            "Expected the MODEL's gradient to agree with finite differences, got a slope of "
+            f"{length:.4g} for one of {found:.4g}; set gradient to 'jacobian_free'"
+        )

@@ -1,0 +1,221 @@
+"""The search as a ComfyUI SAMPLER, and KSampler's way of sampling by it."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..budget import plan
+from ..flow import Judge
+from ..report import SearchResult
+from ..schedules import distinct_levels
+from ..search import search
+from ..settings import SearchSettings
+from ..strategies import STRATEGIES
+from .comfy import NO_IMAGE_GRADIENTS, ComfyFlow
+from .comfy_checks import check_latent, check_model, check_vae
+from .comfy_memory import KEY, reserve, rows_at_once
+from .comfy_patches import prepare
+from .comfy_progress import Progress
+
+SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")
+"""Keys of an empty latent by which newer hosts give it the model's own size."""
+
+
+class SearchSampler:
+    """Makes a SAMPLER of the search and keeps what a run of it found.
+
+    Args:
+        judge: what images are scored by.
+        baseline: also sample plainly, for comparison.
+        models: patchers of what ``judge`` needs on the device, loaded beside the model.
+        finish_now: asked before each step; True ends the search and finishes the best so far.
+        on_result: told of a run's sampler when it has its result.
+
+    Attributes:
+        result: the last run's result, None before one.
+        latents, plain: the last run's latents in the VAE's latent space, as the host will return
+            them, and its plain sample, where one was made.
+    """
+
+    def __init__(
+        self,
+        settings: SearchSettings,
+        vae,
+        judge: Judge,
+        *,
+        baseline: bool = False,
+        models: Sequence = (),
+        finish_now: Callable[[], bool] | None = None,
+        on_result: Callable[[SearchSampler], None] | None = None,
+    ):
+        self.settings, self.vae, self.judge = settings, vae, judge
+        self.baseline, self.models = baseline, list(models)
+        self.finish_now, self.on_result = finish_now, on_result
+        self.result: SearchResult | None = None
+        self.latents: Tensor | None = None
+        self.plain: Tensor | None = None
+        self.host: dict = {}
+
+    def sampler(self) -> comfy.samplers.KSAMPLER:
+        """The SAMPLER. ComfyUI reads its function's name, so that it has to be a plain function."""
+
+        def flow_ttrl(model, x, sigmas, extra_args=None, callback=None, disable=None):
+            return self._run(model, sigmas, extra_args or {}, callback)
+
+        return comfy.samplers.KSAMPLER(flow_ttrl)
+
+    def check(self, model, image: Tensor, sigmas: Tensor) -> None:
+        """Raise ValueError for what can be known to be wrong before the model is loaded."""
+        check_model(model)
+        check_latent(model, image)
+        check_vae(model, self.vae)
+        if STRATEGIES[self.settings.strategy].needs_image_gradients:
+            raise ValueError(NO_IMAGE_GRADIENTS)
+        distinct_levels(sigmas.tolist())
+
+    def report(self) -> dict:
+        """The last run's report."""
+        found = {} if self.result is None else self.result.report()
+        return found | {"host": self.host}
+
+    def _run(self, model, sigmas: Tensor, extra_args: dict, callback) -> Tensor:
+        began = time.monotonic()
+        self.result = self.latents = self.plain = None
+        flow = ComfyFlow(model, sigmas, extra_args, self.vae, self.judge)
+        base = flow.base_model
+        self.check(base.current_patcher, model.latent_image, sigmas)
+        settings = self.settings
+        if settings.micro_batch == 0:
+            settings = replace(settings, micro_batch=rows_at_once(model.noise.shape))
+        if KEY not in base.current_patcher.additional_models:  # a host's sampler loaded the model
+            beside = [base.current_patcher, self.vae.patcher, *self.models]
+            comfy.model_management.load_models_gpu(beside)
+        planned = plan(settings, sigmas.tolist())
+        levels = distinct_levels(sigmas.tolist())
+        plain_calls = len(levels) - 1 + (levels[-1] > 0)
+        searches = planned.cost.calls > plain_calls
+        prepared = prepare(flow, settings) if searches else None
+        extra = (self.baseline or settings.keep_better) and not planned.makes_plain
+        progress = Progress(
+            base.current_patcher,
+            flow.items,
+            planned.cost.calls + extra * plain_calls,
+            prepared.calls if prepared else 0,
+            planned.cost.calls / plain_calls,
+            callback,
+        )
+        flow.on_call = progress.on_call
+        if prepared:
+            prepared.check()
+        self.result = search(
+            flow,
+            model.noise,
+            settings,
+            seed=extra_args.get("seed") or 0,
+            baseline=self.baseline,
+            on_step=progress.on_step,
+            finish_now=self.finish_now,
+        )
+        self.host = {
+            "rows_at_once": 1 if flow.one_at_a_time else settings.micro_batch,
+            "ran_out_of_memory": flow.rationing.halved,
+            **(prepared.report() if prepared else {}),
+        }
+        self.latents = _returned(base, sigmas, self.result.latents)
+        if self.result.plain is not None:
+            self.plain = _returned(base, sigmas, self.result.plain.latents)
+        self.host["verdict"] = progress.on_end(self.result, time.monotonic() - began)
+        if self.on_result is not None:
+            self.on_result(self)
+        return self.result.latents
+
+
+def _returned(base, sigmas: Tensor, latents: Tensor) -> Tensor:
+    """What the host makes of a sampler's ``latents``."""
+    clean = base.model_sampling.inverse_noise_scaling(sigmas[-1], latents)
+    return base.process_latent_out(clean.to(torch.float32))
+
+
+def sample_latents(
+    model,
+    positive,
+    negative,
+    latent: dict,
+    search_sampler: SearchSampler,
+    *,
+    seed: int,
+    steps: int,
+    cfg: float,
+    scheduler: str,
+    denoise: float,
+) -> dict:
+    """The LATENT that the host's KSampler returns for these arguments, by ``search_sampler``.
+
+    Everything that can be checked is, before the first model call. At denoise 0 there is nothing to
+    sample, and the latent comes back as it is.
+
+    Raises:
+        ValueError: not a flow model, a VAE or latent of another model, or a schedule that no flow
+            has.
+    """
+    check_model(model)
+    image = _image(model, latent)
+    options = {"device": model.load_device, "sampler": "euler", "scheduler": scheduler}
+    sigmas = comfy.samplers.KSampler(
+        model, steps=steps, denoise=denoise, model_options=model.model_options, **options
+    ).sigmas
+    if len(sigmas) == 0:
+        return _like(latent, image)
+    search_sampler.check(model, image, sigmas)
+    if search_sampler.models:
+        # first of all, so that the diffusion model takes what memory they leave
+        comfy.model_management.load_models_gpu(search_sampler.models)
+    beside = model.clone()
+    beside.set_additional_models(KEY, [search_sampler.vae.patcher, *search_sampler.models])
+    at_once = search_sampler.settings.micro_batch or rows_at_once(image.shape)
+    # the host runs a batch item by item, which is what it reserves for anyway
+    reserve(beside, search_sampler.vae, at_once if len(image) == 1 else 1)
+    guider = comfy.samplers.CFGGuider(beside)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    samples = guider.sample(
+        comfy.sample.prepare_noise(image, seed, latent.get("batch_index")),
+        image,
+        search_sampler.sampler(),
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    return _like(latent, samples)
+
+
+def plain_latents(latent: dict, search_sampler: SearchSampler) -> dict:
+    """The LATENT of the last run's plain sample; ``latent`` itself where nothing was sampled."""
+    plain = search_sampler.plain
+    return latent if plain is None else _like(latent, plain)
+
+
+def _image(model, latent: dict) -> Tensor:
+    """The latents to start from, an empty one in the model's own channels and size."""
+    known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
+    sizes = {name: latent.get(name) for name in SIZES if name in known}
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **sizes)
+
+
+def _like(latent: dict, samples: Tensor) -> dict:
+    """``samples`` with the keys of ``latent`` that KSampler keeps, as it hands them on."""
+    management = comfy.model_management
+    dtype = getattr(management, "intermediate_dtype", lambda: samples.dtype)()
+    kept = {key: value for key, value in latent.items() if key not in SIZES}
+    return {**kept, "samples": samples.to(management.intermediate_device(), dtype)}
