@@ -27,12 +27,15 @@ from torch.utils.checkpoint import checkpoint
 from .comfy_layers import alias, carries_gradient, frozen_layers, replaced_forwards
 from .comfy_rope import register_rope_formulas
 
-NORMS = {
+_KEEPING = ("layer_norm", "group_norm", "rms_norm", "batch_norm", "instance_norm")
+_KEEPING += ("std", "var", "std_mean", "var_mean", "norm")
+KEEP_THEIR_INPUT = {
     getattr(module, name)
-    for module in (functional, torch)
-    for name in ("layer_norm", "group_norm", "rms_norm", "batch_norm", "instance_norm")
+    for module in (functional, torch, torch.Tensor)
+    for name in _KEEPING
     if hasattr(module, name)
 }
+"""Norms and spreads, whose inputs blocks and guidance patches go on to write to in place."""
 
 
 @contextmanager
@@ -95,14 +98,15 @@ class AliasingMode(TorchFunctionMode):
     While gradients are on, every operation gets an alias in place of an inference tensor (weights,
     conditioning, sigmas, masks), which autograd refuses to save, and in place of a parameter, so
     that no graph reaches a weight. What a norm is about to save is cloned: its input because blocks
-    of Flux and others add to it in place afterwards, its weight because the host may stream it.
+    of Flux and others add to it in place afterwards, its weight because the host may stream it; and
+    so is that of a standard deviation, by which guidance patches rescale in place.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if torch.is_grad_enabled():
             args, kwargs = _mapped(_recordable, args, kwargs)
-            if func in NORMS and _any_gradient(args, kwargs):
+            if func in KEEP_THEIR_INPUT and _any_gradient(args, kwargs):
                 args, kwargs = _mapped(_copied_tensor, args, kwargs)
         return func(*args, **kwargs)
 

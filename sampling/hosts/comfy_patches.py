@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from weakref import WeakSet
 
 import comfy.hooks
 import comfy.patcher_extension
@@ -24,8 +26,6 @@ CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 
 SAME = 1e-3
 """Difference of two velocities, of their size, above which they are not the same."""
-ALIKE = 0.05
-"""The same for rows in batches of another size, which round otherwise (bfloat16 by a hundredth)."""
 
 GRADIENT_ERROR = 0.2
 """Of a directional derivative against central differences, beyond which it is wrong."""
@@ -83,22 +83,41 @@ def has_weight_hooks(model_options: dict) -> bool:
     return bool(registered and registered.get_type(comfy.hooks.EnumHookType.Weight))
 
 
-def patches(patcher, model_options: dict) -> list[str]:
-    """Names of the functions that nodes have put into the model's path, as "APG (nodes_apg)"."""
+def patches(patcher, model_options: dict) -> dict[Callable, str]:
+    """The functions that nodes have put into the model's path, and their names, as "APG (apg)"."""
     network = getattr(patcher.model, "diffusion_model", None)
     own = [value for name, value in vars(network).items() if name.startswith("forward")]
     objects = {n: v for n, v in patcher.object_patches.items() if n != "model_sampling"}
-    names = {_name(f) for f in _callables([model_options, objects, patcher.injections, own])}
-    return sorted(names - {None})
+    found = {f: _name(f) for f in _callables([model_options, objects, patcher.injections, own])}
+    return {function: name for function, name in found.items() if name is not None}
 
 
-_DATA = {"registered_hooks", "easycache", "sample_sigmas", "to_load_options"}
+_trusted: WeakSet = WeakSet()
+"""Patches that have been checked before."""
+
+
+def _known(function: Callable) -> bool:
+    try:
+        return function in _trusted
+    except TypeError:  # it cannot be referred to weakly
+        return False
+
+
+def _trust(functions: list[Callable]) -> None:
+    for function in functions:
+        with suppress(TypeError):
+            _trusted.add(function)
+
+
+_ASIDE = {"registered_hooks", "easycache", "sample_sigmas", "to_load_options"}
+_ASIDE |= {"outer_sample", "prepare_sampling", "sampler_sample"}
+"""Data, and wrappers around a whole run."""
 
 
 def _callables(value) -> Iterator[Callable]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if key not in _DATA:
+            if key not in _ASIDE:
                 yield from _callables(item)
     elif isinstance(value, (list, tuple, set)):
         for item in value:
@@ -117,45 +136,35 @@ def _name(function: Callable) -> str | None:
     return f"{named.__qualname__.split('.')[0]} ({module.rsplit('.', 1)[-1]})"
 
 
-def remembers(ask: Ask, x: Tensor, far: Tensor, sigma: float, lower: float) -> bool:
+def remembers(ask: Ask, x: Tensor, far: Tensor, levels: tuple[float, float, float]) -> bool:
     """Whether the answer for a latent depends on what was asked before.
 
-    Caches skip what has hardly changed, momenta add up, and some only move forward; so ``x`` is
-    asked for first, after something lower and unlike it, and after several things like it.
+    Caches skip what has hardly changed, momenta add up, some only move forward, and all may sleep
+    at first; so ``x`` is asked for at an early and a middle level, again after something lower and
+    unlike it, and again after things like it. Takes ten calls an item.
 
     Args:
-        x, far: latents [B, ...] at levels ``sigma`` and ``lower``. Takes seven calls an item.
+        x, far: latents [B, ...]. levels: early, middle and low.
     """
+    early, middle, low = levels
     near = x + 0.03 * (far - x)
-    first = ask(x, sigma)
-    ask(far, lower)
-    second = ask(x, sigma)
-    ask(far, lower)
-    ask(near, sigma)
-    ask(near, sigma)
-    third = ask(x, sigma)
-    return not (close(first, second, SAME) and close(first, third, SAME))
+    first, at_first = ask(x, middle), ask(x, early)
+    ask(far, low)
+    second = ask(x, middle)
+    ask(near, middle)
+    ask(near, middle)
+    third = ask(x, middle)
+    ask(near, early)
+    pairs = ((first, second), (first, third), (at_first, ask(x, early)))
+    ask(far, low)  # where a run ends, from which some begin anew
+    return not all(close(a, b) for a, b in pairs)
 
 
-def mixes_rows(ask: Ask, x: Tensor, far: Tensor, sigma: float) -> bool:
-    """Whether a latent's answer depends on what else is in its batch, or the patch takes but one.
-
-    Takes four calls an item, of one item.
-    """
-    apart = torch.cat([ask(x, sigma), ask(far, sigma)])
-    try:
-        together = ask(torch.cat([x, far]), sigma)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        log.debug("a patch takes one latent at a time: %s", error)
-        return True
-    return not close(apart, together, ALIKE)
-
-
-def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Whether two velocities are the same, within ``tolerance`` of their size."""
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether two velocities are the same, but for rounding."""
     if not bool(a.isfinite().all() & b.isfinite().all()):
         return bool((a.isfinite() == b.isfinite()).all())
-    return bool((a - b).square().mean().sqrt() <= tolerance * b.square().mean().sqrt())
+    return bool((a - b).square().mean().sqrt() <= SAME * b.square().mean().sqrt())
 
 
 def schedule_matters(ask: Ask, x: Tensor, between: float, options: dict) -> bool:
@@ -169,7 +178,7 @@ def schedule_matters(ask: Ask, x: Tensor, between: float, options: dict) -> bool
         plain = ask(x, between)
         levels = torch.cat([shown, shown.new_tensor([between])]).sort(descending=True).values
         options["sample_sigmas"] = levels
-        return not close(ask(x, between), plain, SAME)
+        return not close(ask(x, between), plain)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         log.debug("the schedule is looked up: %s", error)
         return True
@@ -182,18 +191,18 @@ class Prepared:
 
     Attributes:
         bypassed: caches that were taken out.
-        names: patches that were checked.
+        names: patches in the model's path.
         calls: model calls that :meth:`check` takes an item.
     """
 
     def __init__(self, flow, settings, bypassed: list[str]):
         self.flow, self.settings, self.bypassed = flow, settings, bypassed
-        patcher = flow.base_model.current_patcher
-        self.names = patches(patcher, flow.extra_args["model_options"])
+        functions = patches(flow.base_model.current_patcher, flow.extra_args["model_options"])
+        self.names = sorted(set(functions.values()))
+        self.strange = [function for function in functions if not _known(function)]
         self.exact = getattr(settings.parameters, "gradient", None) == "exact"
         self.between = STRATEGIES[settings.strategy].between_levels
-        self.rows = bool(self.names) and flow.items == 1
-        self.calls = 7 * bool(self.names) + 4 * self.rows + 2 * self.between + 5 * self.exact
+        self.calls = 10 * bool(self.strange) + 2 * self.between + 5 * self.exact
 
     def check(self) -> None:
         """Ask.
@@ -203,24 +212,23 @@ class Prepared:
                 goes between, or a gradient that differences do not bear out.
         """
         flow = self.flow
-        levels = [level for level in flow.sigmas if level > 0]
-        sigma, lower = (levels[int(share * (len(levels) - 1))] for share in (0.4, 0.7))
+        above = [level for level in flow.sigmas if level > 0]
+        picked = [above[int(share * (len(above) - 1))] for share in (0.1, 0.45, 0.75)]
         item = torch.arange(flow.items, device=flow.model.noise.device)
-        x = flow.at_level(flow.model.noise, item, sigma).float()
-        far = flow.at_level(-flow.model.noise, item, lower).float()
-        sigma, lower = sigma.item(), lower.item()
-        if self.names and remembers(flow.ask, x, far, sigma, lower):
+        x = flow.at_level(flow.model.noise, item, picked[1]).float()
+        far = flow.at_level(-flow.model.noise, item, picked[2]).float()
+        levels = tuple(level.item() for level in picked)
+        if self.strange and remembers(flow.ask, x, far, levels):
             raise ValueError(
                 "Expected nodes on the MODEL that answer for a latent and a level alone, got one "
                 "that remembers earlier steps (a cache or a momentum), out of "
                 f"{', '.join(self.names)}; take it out or switch its memory off, since a search "
                 "asks out of order"
             )
-        if self.rows:
-            flow.one_at_a_time = mixes_rows(flow.ask, x, far, sigma)
+        _trust(self.strange)
         if self.between:
             options = flow.extra_args["model_options"].setdefault("transformer_options", {})
-            if schedule_matters(flow.ask, x, (sigma + lower) / 2 + 1e-4, options):
+            if schedule_matters(flow.ask, x, (levels[1] + levels[2]) / 2 + 1e-4, options):
                 network = type(flow.base_model).__name__
                 raise ValueError(
                     "Expected a MODEL that takes any level, got one that looks levels up in the "
@@ -228,7 +236,7 @@ class Prepared:
                     f"{self.settings.strategy!r} goes between; choose another strategy"
                 )
         if self.exact:
-            check_gradient(flow, x, sigma, item)
+            check_gradient(flow, x, levels[1], item)
 
     def report(self) -> dict:
         """As a JSON object."""
@@ -241,6 +249,9 @@ class Prepared:
 
 def prepare(flow, settings) -> Prepared:
     """Make the host's patches on ``flow`` forget, for a search by ``settings``.
+
+    Under patches, some of which mix the rows of a batch or take but one, candidates go one by one,
+    as a plain sample does.
 
     Raises:
         ValueError: exact gradients where hooks swap the weights between forward and backward.
@@ -257,6 +268,7 @@ def prepare(flow, settings) -> Prepared:
             "the host swaps in and out; set gradient to 'jacobian_free', or apply the LoRA to the "
             "MODEL"
         )
+    flow.one_at_a_time = bool(prepared.names)
     keyframes = Keyframes(options, flow.base_model.current_patcher)
     if keyframes.hooks:
         flow.keyframes = keyframes
