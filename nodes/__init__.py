@@ -6,6 +6,7 @@ from .demo_model import DemoModel
 from .load_reward import LoadReward
 from .plot import RewardPlot
 from .rewards import RewardMixer, RewardScorer
+from .sampler import TTRLRunResult, TTRLSampler
 from .search import SDELatentSearch
 from .settings import PaperSettings, SearchSettingsNode, SteeredSettings
 
@@ -21,5 +22,7 @@ class FlowTTRLExtension(ComfyExtension):
             PaperSettings,
             SteeredSettings,
             SDELatentSearch,
+            TTRLSampler,
+            TTRLRunResult,
             RewardPlot,
         ]

@@ -6,8 +6,9 @@ import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
-from ..rewards import RewardMix
+from ..rewards import Judge, RewardMix
 from ..sampling import SearchSettings, make_settings
+from .prompt_text import judged_text
 from .types import CATEGORY, Report, Reward, Settings, schema
 
 _PATIENCE = 8
@@ -31,7 +32,11 @@ class SDELatentSearch(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A flow-matching model: FLUX, SD3.5 and others."),
                 io.Conditioning.Input("positive", tooltip="What to draw."),
-                io.Conditioning.Input("negative", tooltip="What to avoid; does nothing at cfg 1."),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What to avoid. Needed where cfg is not 1, does nothing where it is.",
+                ),
                 io.Latent.Input("latent_image", tooltip="The latent to start from."),
                 io.Vae.Input("vae", tooltip="The model's VAE, to look ahead at images."),
                 Reward.Input("reward", tooltip="What images are judged by."),
@@ -74,7 +79,8 @@ class SDELatentSearch(io.ComfyNode):
                     "prompt",
                     multiline=True,
                     default="",
-                    tooltip="What the rewards look for; usually the positive prompt's own text.",
+                    tooltip="What the rewards look for. Empty: the text that 'positive' was made "
+                    "from.",
                 ),
                 io.Boolean.Input(
                     "baseline",
@@ -90,6 +96,7 @@ class SDELatentSearch(io.ComfyNode):
                     "'steered', budget 6.",
                 ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[
                 io.Latent.Output(display_name="latent"),
                 io.Latent.Output(display_name="baseline"),
@@ -102,7 +109,6 @@ class SDELatentSearch(io.ComfyNode):
         cls,
         model,
         positive,
-        negative,
         latent_image,
         vae,
         reward: RewardMix,
@@ -113,17 +119,20 @@ class SDELatentSearch(io.ComfyNode):
         denoise,
         prompt,
         baseline,
+        negative=None,
         settings: SearchSettings | None = None,
     ) -> io.NodeOutput:
         from ..sampling.hosts.comfy_sampler import SearchSampler, plain_latents, sample_latents
 
         settings = settings or make_settings()
-        if settings.target_reward is not None and reward.mode != "raw":
+        check_target(settings, reward)
+        if negative is None and cfg != 1:
             raise ValueError(
-                f"expected no target_reward with rewards mixed by mode {reward.mode!r}, which only "
-                f"compares images, got {settings.target_reward}; take mode 'raw' or clear it"
+                f"expected a negative conditioning for cfg {cfg:g}, got none; wire one (an empty "
+                "text will do), or set cfg to 1"
             )
-        judge = reward.judge([prompt], patience=_PATIENCE)
+        text = judged_text(prompt, cls.hidden.prompt, cls.hidden.unique_id, reward.needs_prompt)
+        judge = judge_of(reward, text)
         sampler = SearchSampler(settings, vae, judge, baseline=baseline, models=reward.patchers)
         searched = sample_latents(
             model,
@@ -138,4 +147,18 @@ class SDELatentSearch(io.ComfyNode):
             denoise=denoise,
         )
         plain = plain_latents(searched, sampler) if baseline else ExecutionBlocker(None)
-        return io.NodeOutput(searched, plain, sampler.report() | {"reward": judge.report()})
+        return io.NodeOutput(searched, plain, sampler.report())
+
+
+def check_target(settings: SearchSettings, reward: RewardMix) -> None:
+    """Raise ValueError for a target_reward that the rewards have no scale for."""
+    if settings.target_reward is not None and reward.mode != "raw":
+        raise ValueError(
+            f"expected no target_reward with rewards mixed by mode {reward.mode!r}, which only "
+            f"compares images, got {settings.target_reward}; take mode 'raw' or clear it"
+        )
+
+
+def judge_of(reward: RewardMix, text: str) -> Judge:
+    """``reward`` at work on ``text`` for a whole run."""
+    return reward.judge([text], patience=_PATIENCE)

@@ -15,6 +15,9 @@ Settings = io.Custom("TTRL_SETTINGS")
 Report = io.Custom("TTRL_REPORT")
 """``SearchResult.report()``, a JSON object, with ``Judge.report()`` under "reward"."""
 
+Run = io.Custom("TTRL_RUN")
+"""Where a run is found by what it gave (:mod:`.runs`)."""
+
 CATEGORY = "sampling/Flow-TTRL"
 ADVANCED = {"advanced": True}
 """As an input's ``extra_dict``: hidden until asked for, on hosts that know how."""

@@ -62,6 +62,11 @@ class RewardMix:
         return [reward.name for reward, _ in self.parts]
 
     @property
+    def needs_prompt(self) -> bool:
+        """Whether a reward that drives judges by the prompt."""
+        return any(reward.needs_prompt for reward, weight in self.parts if weight)
+
+    @property
     def patchers(self) -> list:
         """Model patchers, under ComfyUI, of what scoring images has to have on the device."""
         return _patchers(network for reward, _ in self.parts for network in reward.networks)
@@ -205,8 +210,13 @@ class Judge:
         return {
             "mode": self.mix.mode,
             "weights": {reward.name: weight for reward, weight in self.mix.parts},
+            "prompts": self.prompts,
             "failures": self.failures,
         }
+
+    def begin(self) -> None:
+        """Forget what failed in an earlier run."""
+        self.failures, self._worked = {}, set()
 
     def _values(self, reward: Reward, weight: float, images: Tensor, prompts: list[str]) -> Tensor:
         values, error = _attempt(reward, images, prompts)

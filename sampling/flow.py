@@ -74,6 +74,14 @@ class Judge(Protocol):
         """See :meth:`Flow.totals`."""
         ...
 
+    def begin(self) -> None:
+        """Told before every run; a judge may have several."""
+        ...
+
+    def report(self) -> dict:
+        """What it judged by and what failed, as a JSON object."""
+        ...
+
     def check_differentiable(self) -> None:
         """Raise ValueError unless every reward that drives has a gradient."""
         ...

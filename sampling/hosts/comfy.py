@@ -17,7 +17,7 @@ from torch import Tensor
 from ..flow import Judge, Values
 from .comfy_checks import check_answer
 from .comfy_gradients import differentiable, gradient_options
-from .comfy_memory import Rationing, memory_of_decode
+from .comfy_memory import Rationing, images_at_once
 from .comfy_patches import Keyframes
 
 NO_IMAGE_GRADIENTS = (
@@ -109,8 +109,7 @@ class ComfyFlow:
                 latents = latents[:, :, 0]
         elif latents.ndim == 4 and self.vae.latent_dim == 3:
             latents = latents[:, :, None]
-        need = memory_of_decode(self.vae, (1, *latents.shape[1:]))
-        at_once = max(1, int(self.vae.patcher.get_free_memory(self.vae.device) / need))
+        at_once = images_at_once(self.vae, latents.shape)
 
         def whole(rows: Tensor, _: Tensor) -> Tensor:
             decoded = self.vae.first_stage_model.decode(rows.to(self.vae.vae_dtype)).float()

@@ -55,6 +55,13 @@ def memory_of_decode(vae, shape: Sequence[int]) -> float:
     return max(vae.memory_used_decode(shape, vae.vae_dtype), 1)
 
 
+def images_at_once(vae, shape: Sequence[int]) -> int:
+    """Latents of ``shape`` [N, C, ...] that there is memory to decode at once."""
+    patcher_knows = getattr(vae.patcher, "get_free_memory", None)
+    free = (patcher_knows or comfy.model_management.get_free_memory)(vae.device)
+    return max(1, int(free / memory_of_decode(vae, (1, *shape[1:]))))
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether ``error`` is the host's out-of-memory error."""
     known = getattr(comfy.model_management, "is_oom", None)

@@ -77,6 +77,30 @@ class Keyframes:
             self.patcher.patch_hooks(None)
 
 
+def several_rows(conds: dict[str, list[dict]]) -> bool:
+    """Whether any of the host's prepared conditioning has more rows than one."""
+
+    def rows(value) -> int:
+        if isinstance(value, Tensor):
+            return len(value) if value.ndim > 1 else 1
+        if isinstance(value, Mapping):
+            return max(map(rows, value.values()), default=1)
+        if isinstance(value, (list, tuple)):
+            return max(map(rows, value), default=1)
+        # the host's condition objects, and control nets with the image that they follow
+        held = [getattr(value, name, None) for name in ("cond", "cond_hint_original")]
+        held.append(getattr(value, "previous_controlnet", None))
+        return max((rows(item) for item in held if item is not None), default=1)
+
+    return any(
+        rows(value) > 1
+        for conditions in conds.values()
+        for condition in conditions
+        for name, value in condition.items()
+        if name in ("model_conds", "control", "gligen", "mask")
+    )
+
+
 def has_weight_hooks(model_options: dict) -> bool:
     """Whether hooks swap the model's weights from one conditioning to the next."""
     registered = model_options.get("registered_hooks")
@@ -250,8 +274,9 @@ class Prepared:
 def prepare(flow, settings) -> Prepared:
     """Make the host's patches on ``flow`` forget, for a search by ``settings``.
 
-    Under patches, some of which mix the rows of a batch or take but one, candidates go one by one,
-    as a plain sample does.
+    Under patches, some of which mix the rows of a batch or take but one, and under conditioning
+    with rows of its own, which the host would hand out to candidates in turn, candidates go one by
+    one, as a plain sample does.
 
     Raises:
         ValueError: exact gradients where hooks swap the weights between forward and backward.
@@ -268,7 +293,7 @@ def prepare(flow, settings) -> Prepared:
             "the host swaps in and out; set gradient to 'jacobian_free', or apply the LoRA to the "
             "MODEL"
         )
-    flow.one_at_a_time = bool(prepared.names)
+    flow.one_at_a_time = bool(prepared.names) or several_rows(guider.conds)
     keyframes = Keyframes(options, flow.base_model.current_patcher)
     if keyframes.hooks:
         flow.keyframes = keyframes

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import comfy.utils
 import latent_preview
 from comfy_execution.utils import get_executing_context
-from server import PromptServer
 
 from ..report import SearchResult, StepEvent
 
@@ -71,8 +71,11 @@ class Progress:
     def text(self, line: str) -> None:
         """``line`` under the node."""
         self.told = time.monotonic()
-        if self.node is not None and PromptServer.instance is not None:
-            PromptServer.instance.send_progress_text(line, self.node)
+        # of a host that runs without its server nobody looks on, and importing it starts much
+        server = getattr(sys.modules.get("server"), "PromptServer", None)
+        instance = getattr(server, "instance", None)
+        if self.node is not None and instance is not None:
+            instance.send_progress_text(line, self.node)
 
     def _advance(self, done: int, preview=None) -> None:
         self.done = min(done, self.total)

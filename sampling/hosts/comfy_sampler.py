@@ -86,11 +86,12 @@ class SearchSampler:
     def report(self) -> dict:
         """The last run's report."""
         found = {} if self.result is None else self.result.report()
-        return found | {"host": self.host}
+        return found | {"host": self.host, "reward": self.judge.report()}
 
     def _run(self, model, sigmas: Tensor, extra_args: dict, callback) -> Tensor:
         began = time.monotonic()
         self.result = self.latents = self.plain = None
+        self.judge.begin()
         flow = ComfyFlow(model, sigmas, extra_args, self.vae, self.judge)
         base = flow.base_model
         self.check(base.current_patcher, model.latent_image, sigmas)
@@ -186,7 +187,10 @@ def sample_latents(
     # the host runs a batch item by item, which is what it reserves for anyway
     reserve(beside, search_sampler.vae, at_once if len(image) == 1 else 1)
     guider = comfy.samplers.CFGGuider(beside)
-    guider.set_conds(positive, negative)
+    if negative is None:  # as the host's BasicGuider does
+        guider.inner_set_conds({"positive": positive})
+    else:
+        guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     samples = guider.sample(
         comfy.sample.prepare_noise(image, seed, latent.get("batch_index")),

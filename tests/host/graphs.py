@@ -8,14 +8,14 @@ PROMPT = "a red circle left of a blue square"
 def demo(architecture: str = "sd3", prompt: str = PROMPT, batch: int = 1) -> dict:
     """The demo model with its prompt encoded and an empty latent: nodes "model" to "latent"."""
     return {
-        "model": _node("TTRLDemoModel", architecture=architecture, reward="verifier"),
-        "positive": _node("CLIPTextEncode", clip=["model", 1], text=prompt),
-        "negative": _node("CLIPTextEncode", clip=["model", 1], text=""),
-        "latent": _node("EmptySD3LatentImage", width=96, height=96, batch_size=batch),
+        "model": node("TTRLDemoModel", architecture=architecture, reward="verifier"),
+        "positive": node("CLIPTextEncode", clip=["model", 1], text=prompt),
+        "negative": node("CLIPTextEncode", clip=["model", 1], text=""),
+        "latent": node("EmptySD3LatentImage", width=96, height=96, batch_size=batch),
     }
 
 
-def _node(class_type: str, **inputs) -> dict:
+def node(class_type: str, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs}
 
 
@@ -36,8 +36,8 @@ def stock(name: str, seed: int, steps: int, cfg: float = 3.0, **more) -> dict:
     """A stock KSampler with euler, its latent saved as ``name``."""
     arguments = {**sampling(seed, steps, cfg), **wires(), "sampler_name": "euler", **more}
     return {
-        f"{name} sampler": _node("KSampler", **arguments),
-        f"{name} saved": _node("SaveLatent", samples=[f"{name} sampler", 0], filename_prefix=name),
+        f"{name} sampler": node("KSampler", **arguments),
+        f"{name} saved": node("SaveLatent", samples=[f"{name} sampler", 0], filename_prefix=name),
     }
 
 
@@ -67,27 +67,27 @@ def search(
         "settings": [f"{name} settings", 0],
     }
     nodes = {
-        f"{name} search": _node("TTRLSDELatentSearch", **{**usual, **(inputs or {})}),
+        f"{name} search": node("TTRLSDELatentSearch", **{**usual, **(inputs or {})}),
         f"{name} settings": settings or search_settings(**widgets),
-        f"{name} saved": _node("SaveLatent", samples=[f"{name} search", 0], filename_prefix=name),
-        f"{name} plain": _node(
+        f"{name} saved": node("SaveLatent", samples=[f"{name} search", 0], filename_prefix=name),
+        f"{name} plain": node(
             "SaveLatent", samples=[f"{name} search", 1], filename_prefix=f"{name}-plain"
         ),
-        f"{name} plot": _node("TTRLRewardPlot", report=[f"{name} search", 2], item=0),
-        f"{name} plotted": _node("PreviewImage", images=[f"{name} plot", 0]),
-        f"{name} report": _node("PreviewAny", source=[f"{name} plot", 1]),
+        f"{name} plot": node("TTRLRewardPlot", report=[f"{name} search", 2], item=0),
+        f"{name} plotted": node("PreviewImage", images=[f"{name} plot", 0]),
+        f"{name} report": node("PreviewAny", source=[f"{name} plot", 1]),
     }
     for kind, output in (("searched", 0), ("baseline", 1)):
-        nodes[f"{name} {kind} image"] = _node(
+        nodes[f"{name} {kind} image"] = node(
             "VAEDecode", samples=[f"{name} search", output], vae=["model", 2]
         )
-        nodes[f"{name} {kind} score"] = _node(
+        nodes[f"{name} {kind} score"] = node(
             "TTRLRewardScorer",
             images=[f"{name} {kind} image", 0],
             reward=["model", 3],
             prompt=PROMPT,
         )
-        nodes[f"{name} {kind} preview"] = _node("PreviewImage", images=[f"{name} {kind} image", 0])
+        nodes[f"{name} {kind} preview"] = node("PreviewImage", images=[f"{name} {kind} image", 0])
     return nodes
 
 
@@ -101,7 +101,7 @@ def search_settings(**widgets) -> dict:
         "target_reward": 1e6,
         "micro_batch": 0,
     }
-    return _node("TTRLSearchSettings", **{**start, **widgets})
+    return node("TTRLSearchSettings", **{**start, **widgets})
 
 
 def defaults(server, class_type: str, **widgets) -> dict:
@@ -112,7 +112,7 @@ def defaults(server, class_type: str, **widgets) -> dict:
         for name, (_, options) in inputs["required"].items()
         if "default" in options
     }
-    return _node(class_type, **{**start, **widgets})
+    return node(class_type, **{**start, **widgets})
 
 
 def inpainting(batch: int) -> dict:
@@ -122,11 +122,11 @@ def inpainting(batch: int) -> dict:
     """
     drawn = {**sampling(90, 3), **wires(), "latent_image": ["empty", 0]}
     return {
-        "empty": _node("EmptySD3LatentImage", width=96, height=96, batch_size=batch),
-        "drawn": _node("KSampler", **drawn, sampler_name="euler"),
-        "nothing": _node("SolidMask", value=0.0, width=96, height=96),
-        "left": _node("SolidMask", value=1.0, width=48, height=96),
-        "mask": _node(
+        "empty": node("EmptySD3LatentImage", width=96, height=96, batch_size=batch),
+        "drawn": node("KSampler", **drawn, sampler_name="euler"),
+        "nothing": node("SolidMask", value=0.0, width=96, height=96),
+        "left": node("SolidMask", value=1.0, width=48, height=96),
+        "mask": node(
             "MaskComposite",
             destination=["nothing", 0],
             source=["left", 0],
@@ -134,12 +134,12 @@ def inpainting(batch: int) -> dict:
             y=0,
             operation="add",
         ),
-        "latent": _node("SetLatentNoiseMask", samples=["drawn", 0], mask=["mask", 0]),
+        "latent": node("SetLatentNoiseMask", samples=["drawn", 0], mask=["mask", 0]),
     }
 
 
 def only(item: int) -> dict:
     """Node "item <number>": one item of node "latent"'s batch, which keeps its noise."""
     return {
-        f"item {item}": _node("LatentFromBatch", samples=["latent", 0], batch_index=item, length=1)
+        f"item {item}": node("LatentFromBatch", samples=["latent", 0], batch_index=item, length=1)
     }

@@ -45,6 +45,13 @@ def test_the_host_is_as_before(measured):
     assert measured["memory"]["same_after"] == 0
 
 
+def test_candidates_do_not_walk_through_more_rows_of_conditioning(measured):
+    rows = measured["rows"]
+    assert rows["off_is_stock"]
+    assert rows["rows_at_once"] == 1
+    assert rows["far"] < CLOSE
+
+
 def test_every_velocity_has_its_own_levels_hooks(measured):
     hooks = measured["hooks"]
     assert hooks["off_is_stock"]

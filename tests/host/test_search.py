@@ -22,6 +22,8 @@ NODES = (
     "SteeredSettings",
     "SDELatentSearch",
     "RewardPlot",
+    "Sampler",
+    "RunResult",
 )
 ROUNDING = 5e-3
 """Of latents, whose standard deviation is about 1, after some steps in batches of another size."""

@@ -148,6 +148,23 @@ def memory() -> dict:
     return found
 
 
+def rows() -> dict:
+    """Conditioning with more rows than there are latents, of which the host takes the first."""
+    text = "a green cross above a yellow triangle"
+    other = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    (first, more), (second, _) = positive[0], other[0]
+    pooled = torch.cat([more["pooled_output"], other[0][1]["pooled_output"]])
+    both = [[torch.cat([first, second]), {**more, "pooled_output": pooled}]]
+    arguments = (SEED, STEPS, 3.0, "euler", "simple", both, negative, empty())
+    expected = nodes.common_ksampler(model, *arguments)[0]["samples"]
+    searched, told = run(conditioning=both)
+    return {
+        "off_is_stock": torch.equal(run(conditioning=both, budget=1.0)[0], expected),
+        "far": far(searched, run(micro_batch=1)[0]),
+        "rows_at_once": told["rows_at_once"],
+    }
+
+
 def hooks() -> dict:
     """A LoRA on all of the model's first attention, whose strength falls with the level."""
     key = "diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"
@@ -224,4 +241,4 @@ def hooks() -> dict:
 
 
 with torch.inference_mode():
-    sys.stdout.write("\n" + json.dumps({"memory": memory(), "hooks": hooks()}))
+    sys.stdout.write("\n" + json.dumps({"memory": memory(), "rows": rows(), "hooks": hooks()}))

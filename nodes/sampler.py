@@ -1,0 +1,116 @@
+"""The search for graphs with a sampler of their own: a SAMPLER, and what its run came to."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+from comfy_execution.graph import ExecutionBlocker
+
+from ..rewards import RewardMix
+from ..sampling import SearchSettings, make_settings
+from . import runs
+from .prompt_text import judged_text
+from .search import check_target, judge_of
+from .types import CATEGORY, Report, Reward, Run, Settings, schema
+
+
+class TTRLSampler(io.ComfyNode):
+    """A SAMPLER that searches."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="TTRLSampler",
+            display_name="TTRL Sampler",
+            category=CATEGORY,
+            description=(
+                "A SAMPLER for SamplerCustomAdvanced, SamplerCustom and the like: it samples like "
+                "'euler' and searches on the way."
+            ),
+            search_aliases=["ttrl", "flow-ttrl", "reward", "test-time search", "best of n"],
+            inputs=[
+                io.Vae.Input("vae", tooltip="The model's VAE, to look ahead at images."),
+                Reward.Input("reward", tooltip="What images are judged by."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="What the rewards look for. Empty: the text upstream of 'positive'.",
+                ),
+                io.Boolean.Input(
+                    "baseline",
+                    default=True,
+                    tooltip="Also sample plainly from the same noise, for TTRL Run Result.",
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="The guider's positive conditioning, for its text alone.",
+                ),
+                Settings.Input(
+                    "settings",
+                    optional=True,
+                    tooltip="From TTRL Search, Paper or Steered Settings. Without: strategy "
+                    "'steered', budget 6.",
+                ),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            outputs=[
+                io.Sampler.Output(display_name="sampler"),
+                Run.Output(display_name="run"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        vae,
+        reward: RewardMix,
+        prompt: str,
+        baseline: bool,
+        positive=None,
+        settings: SearchSettings | None = None,
+    ) -> io.NodeOutput:
+        from ..sampling.hosts.comfy_sampler import SearchSampler
+
+        settings = settings or make_settings()
+        check_target(settings, reward)
+        text = judged_text(prompt, cls.hidden.prompt, cls.hidden.unique_id, reward.needs_prompt)
+        sampler = SearchSampler(
+            settings,
+            vae,
+            judge_of(reward, text),
+            baseline=baseline,
+            models=reward.patchers,
+            on_result=lambda run: runs.remember(run.latents, run.plain, run.report()),
+        )
+        return io.NodeOutput(sampler.sampler(), runs)
+
+
+class TTRLRunResult(io.ComfyNode):
+    """The run of a TTRL Sampler, found by the latent that it gave."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="TTRLRunResult",
+            display_name="TTRL Run Result",
+            category=CATEGORY,
+            description="The plain latent and the report of what a TTRL Sampler has sampled.",
+            search_aliases=["ttrl", "report", "baseline"],
+            inputs=[
+                Run.Input("run", tooltip="From TTRL Sampler."),
+                io.Latent.Input("latent", tooltip="The sampler's output, as it came out."),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="baseline"),
+                Report.Output(display_name="report"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, run, latent: dict) -> io.NodeOutput:
+        found = run.find(latent["samples"])
+        plain = ExecutionBlocker(None)
+        if found.plain is not None:
+            plain = {**latent, "samples": found.plain.to(latent["samples"])}
+        return io.NodeOutput(plain, found.report)
