@@ -7,6 +7,7 @@ WEB_DIRECTORY = "web"
 
 async def comfy_entrypoint():
     """ComfyUI's way in (V3): nothing of the pack is imported before it is called."""
-    from .nodes import FlowTTRLExtension
+    from .nodes import FlowTTRLExtension, routes
 
+    routes.register()
     return FlowTTRLExtension()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
-import torch
 from comfy_api.latest import io
 
 from ..plots import reward_curve
-from .types import CATEGORY, Report, schema
+from .types import CATEGORY, Report, as_images, schema
 
 
 class RewardPlot(io.ComfyNode):
@@ -44,5 +42,5 @@ class RewardPlot(io.ComfyNode):
         items = len(report["rewards"])
         if item >= items:
             raise ValueError(f"expected an item within 0..{items - 1}, got {item}; lower it")
-        plot = np.asarray(reward_curve(report, item), dtype=np.float32) / 255
-        return io.NodeOutput(torch.from_numpy(plot)[None], json.dumps(report, indent=1))
+        plot = as_images([reward_curve(report, item)])
+        return io.NodeOutput(plot, json.dumps(report, indent=1))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
 from ..plots import captioned
 from ..rewards import ANALYTIC, MODES, RewardMix, Scores
 from ..world.rewards import WORLD_REWARDS, world_reward
-from .types import CATEGORY, Reward, schema
+from .types import CATEGORY, Reward, as_images, schema
 
 _SOCKETS = ("reward_a", "reward_b", "reward_c", "reward_d")
 _MORE_SOCKETS = ("reward_e", "reward_f", "reward_g", "reward_h")
@@ -200,5 +199,4 @@ def _annotated(images: torch.Tensor, scores: Scores) -> torch.Tensor:
     for index in range(len(images)):
         parts = [f"{name} {value[index].item():.3f}" for name, value in scores.values.items()]
         captions.append("\n".join([f"#{ranks[index]}   {scores.total[index].item():.3f}", *parts]))
-    pictures = [np.asarray(p, dtype=np.float32) / 255 for p in captioned(images, captions)]
-    return torch.from_numpy(np.stack(pictures))
+    return as_images(captioned(images, captions))

@@ -14,20 +14,26 @@ MOST = 16
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """Attributes: plain: plain latents on the CPU, where they were made; report: the run's."""
+    """
+    Attributes:
+        plain: plain latents on the CPU, where they were made.
+        report: the run's.
+        candidates: the last that it compared, if any (``comfy_sampler.Candidates``).
+    """
 
     plain: Tensor | None
     report: dict
+    candidates: object | None
 
 
 _runs: OrderedDict[str, FinishedRun] = OrderedDict()
 
 
-def remember(latents: Tensor, plain: Tensor | None, report: dict) -> None:
-    """Keep a run under what a sampler returned."""
+def remember(latents: Tensor, run: FinishedRun) -> None:
+    """Keep a run under what its sampler returned."""
     key = _key(latents)
     _runs.pop(key, None)
-    _runs[key] = FinishedRun(None if plain is None else plain.cpu(), report)
+    _runs[key] = run
     while len(_runs) > MOST:
         _runs.popitem(last=False)
 

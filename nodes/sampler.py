@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
@@ -9,8 +11,12 @@ from ..rewards import RewardMix
 from ..sampling import SearchSettings, make_settings
 from . import runs
 from .prompt_text import judged_text
-from .search import check_target, judge_of
-from .types import CATEGORY, Report, Reward, Run, Settings, schema
+from .routes import finish_asked
+from .search import check_target, judge_of, sheet
+from .types import CATEGORY, SHEET, Report, Reward, Run, Settings, schema
+
+if TYPE_CHECKING:
+    from ..sampling.hosts.comfy_sampler import SearchSampler
 
 
 class TTRLSampler(io.ComfyNode):
@@ -81,9 +87,16 @@ class TTRLSampler(io.ComfyNode):
             judge_of(reward, text),
             baseline=baseline,
             models=reward.patchers,
-            on_result=lambda run: runs.remember(run.latents, run.plain, run.report()),
+            finish_asked=finish_asked,
+            on_result=_remember,
         )
         return io.NodeOutput(sampler.sampler(), runs)
+
+
+def _remember(sampler: SearchSampler) -> None:
+    plain = None if sampler.plain is None else sampler.plain.cpu()
+    found = runs.FinishedRun(plain, sampler.report(), sampler.candidates)
+    runs.remember(sampler.latents, found)
 
 
 class TTRLRunResult(io.ComfyNode):
@@ -104,6 +117,7 @@ class TTRLRunResult(io.ComfyNode):
             outputs=[
                 io.Latent.Output(display_name="baseline"),
                 Report.Output(display_name="report"),
+                io.Image.Output(display_name="candidates", tooltip=SHEET),
             ],
         )
 
@@ -113,4 +127,4 @@ class TTRLRunResult(io.ComfyNode):
         plain = ExecutionBlocker(None)
         if found.plain is not None:
             plain = {**latent, "samples": found.plain.to(latent["samples"])}
-        return io.NodeOutput(plain, found.report)
+        return io.NodeOutput(plain, found.report, sheet(found.candidates))

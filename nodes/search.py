@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import comfy.samplers
+import torch
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
+from ..plots import captioned
 from ..rewards import Judge, RewardMix
 from ..sampling import SearchSettings, make_settings
 from .prompt_text import judged_text
-from .types import CATEGORY, Report, Reward, Settings, schema
+from .routes import finish_asked
+from .types import CATEGORY, SHEET, Report, Reward, Settings, as_images, schema
+
+if TYPE_CHECKING:
+    from ..sampling.hosts.comfy import Candidates
 
 _PATIENCE = 8
 """Look-aheads that a reward may fail on at first; a run is not to end over a single one."""
@@ -101,6 +109,7 @@ class SDELatentSearch(io.ComfyNode):
                 io.Latent.Output(display_name="latent"),
                 io.Latent.Output(display_name="baseline"),
                 Report.Output(display_name="report"),
+                io.Image.Output(display_name="candidates", tooltip=SHEET),
             ],
         )
 
@@ -133,7 +142,14 @@ class SDELatentSearch(io.ComfyNode):
             )
         text = judged_text(prompt, cls.hidden.prompt, cls.hidden.unique_id, reward.needs_prompt)
         judge = judge_of(reward, text)
-        sampler = SearchSampler(settings, vae, judge, baseline=baseline, models=reward.patchers)
+        sampler = SearchSampler(
+            settings,
+            vae,
+            judge,
+            baseline=baseline,
+            models=reward.patchers,
+            finish_asked=finish_asked,
+        )
         searched = sample_latents(
             model,
             positive,
@@ -147,7 +163,19 @@ class SDELatentSearch(io.ComfyNode):
             denoise=denoise,
         )
         plain = plain_latents(searched, sampler) if baseline else ExecutionBlocker(None)
-        return io.NodeOutput(searched, plain, sampler.report())
+        return io.NodeOutput(searched, plain, sampler.report(), sheet(sampler.candidates))
+
+
+def sheet(candidates: Candidates | None) -> torch.Tensor | ExecutionBlocker:
+    """The candidates [N, H, W, 3] with their scores below; nothing runs on where there are none."""
+    if candidates is None:
+        return ExecutionBlocker(None)
+    several = int(candidates.items.max()) > 0
+    captions = []
+    for number, item in enumerate(candidates.items.tolist()):
+        lines = [f"{name} {value[number].item():.3f}" for name, value in candidates.values.items()]
+        captions.append("\n".join([*lines, *([f"image {item}"] if several else [])]))
+    return as_images(captioned(candidates.images, captions))
 
 
 def check_target(settings: SearchSettings, reward: RewardMix) -> None:

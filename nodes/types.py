@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+import numpy as np
+import torch
 from comfy_api.latest import io
 
 Reward = io.Custom("TTRL_REWARD")
@@ -18,11 +21,17 @@ Report = io.Custom("TTRL_REPORT")
 Run = io.Custom("TTRL_RUN")
 """Where a run is found by what it gave (:mod:`.runs`)."""
 
+SHEET = "The last candidates that were compared, each with its score."
 CATEGORY = "sampling/Flow-TTRL"
 ADVANCED = {"advanced": True}
 """As an input's ``extra_dict``: hidden until asked for, on hosts that know how."""
 
 _KNOWN = {field.name for field in dataclasses.fields(io.Schema)}
+
+
+def as_images(pictures: Sequence) -> torch.Tensor:
+    """RGB pictures of one size as an IMAGE [N, H, W, 3]."""
+    return torch.from_numpy(np.stack([np.asarray(p, dtype=np.float32) / 255 for p in pictures]))
 
 
 def schema(**fields) -> io.Schema:

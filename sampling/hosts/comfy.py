@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 import comfy.model_management
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..flow import Judge, Values
 from .comfy_checks import check_answer
@@ -20,10 +22,22 @@ from .comfy_gradients import differentiable, gradient_options
 from .comfy_memory import Rationing, images_at_once
 from .comfy_patches import Keyframes
 
+SHEET = 384
+"""Pixels along the longer side of what is kept of a judged image, to be looked at."""
+
 NO_IMAGE_GRADIENTS = (
     "Expected a strategy that needs no gradient of the image, got one that does, which ComfyUI "
     "does not offer yet; choose another strategy"
 )
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Images that were judged, on the CPU and small [N, H, W, 3], their items [N] and rewards."""
+
+    images: Tensor
+    items: Tensor
+    values: Values
 
 
 class ComfyFlow:
@@ -56,6 +70,7 @@ class ComfyFlow:
         self.rationing = Rationing()
         self.on_call: Callable[[int], None] = lambda rows: None
         self._answered = False
+        self._shown: list[Candidates] = []
 
     def start(self, noise: Tensor, item: Tensor) -> Tensor:
         return self.at_level(noise, item, self.sigmas[0])
@@ -134,7 +149,21 @@ class ComfyFlow:
             return torch.stack([value.float() for value in values.values()], 1)
 
         columns = self.rationing.run("reward", table, images, item).unbind(1)
-        return dict(zip(names, columns, strict=True))
+        values = dict(zip(names, columns, strict=True))
+        self._shown.append(Candidates(_small(images), item.cpu(), values))
+        return values
+
+    def take_shown(self) -> Candidates | None:
+        """What has been judged since it was asked for last; None where nothing was compared."""
+        shown, self._shown = self._shown, []
+        if sum(len(part.images) for part in shown) <= self.items:
+            return None
+        names = shown[0].values
+        return Candidates(
+            torch.cat([part.images for part in shown]),
+            torch.cat([part.items for part in shown]),
+            {name: torch.cat([part.values[name] for part in shown]) for name in names},
+        )
 
     def totals(self, values: Values, seen: Values) -> Tensor:
         return self.judge.totals(values, seen)
@@ -147,6 +176,15 @@ class ComfyFlow:
 
     def image_gradients(self) -> AbstractContextManager:
         raise ValueError(NO_IMAGE_GRADIENTS)
+
+
+def _small(images: Tensor) -> Tensor:
+    """Images [N, H, W, 3] of at most ``SHEET`` pixels a side, on the CPU."""
+    share = SHEET / max(images.shape[1:3])
+    if share < 1:
+        channels = images.movedim(-1, 1)
+        images = functional.interpolate(channels, scale_factor=share, mode="area").movedim(1, -1)
+    return images.cpu()
 
 
 def occurrence(item: Tensor, items: int) -> Tensor:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..budget import plan
 from ..flow import Judge
-from ..report import SearchResult
+from ..report import SearchResult, StepEvent
 from ..schedules import distinct_levels
 from ..search import search
 from ..settings import SearchSettings
 from ..strategies import STRATEGIES
-from .comfy import NO_IMAGE_GRADIENTS, ComfyFlow
+from .comfy import NO_IMAGE_GRADIENTS, Candidates, ComfyFlow
 from .comfy_checks import check_latent, check_model, check_vae
 from .comfy_memory import KEY, reserve, rows_at_once
 from .comfy_patches import prepare
@@ -38,13 +38,15 @@ class SearchSampler:
         judge: what images are scored by.
         baseline: also sample plainly, for comparison.
         models: patchers of what ``judge`` needs on the device, loaded beside the model.
-        finish_now: asked before each step; True ends the search and finishes the best so far.
+        finish_asked: of a time.monotonic(), asked before each step; where it says yes for the
+            run's beginning, the search ends and finishes the best so far.
         on_result: told of a run's sampler when it has its result.
 
     Attributes:
         result: the last run's result, None before one.
         latents, plain: the last run's latents in the VAE's latent space, as the host will return
             them, and its plain sample, where one was made.
+        candidates: the last that the last run compared, if any.
     """
 
     def __init__(
@@ -55,15 +57,16 @@ class SearchSampler:
         *,
         baseline: bool = False,
         models: Sequence = (),
-        finish_now: Callable[[], bool] | None = None,
+        finish_asked: Callable[[float], bool] = lambda since: False,
         on_result: Callable[[SearchSampler], None] | None = None,
     ):
         self.settings, self.vae, self.judge = settings, vae, judge
         self.baseline, self.models = baseline, list(models)
-        self.finish_now, self.on_result = finish_now, on_result
+        self.finish_asked, self.on_result = finish_asked, on_result
         self.result: SearchResult | None = None
         self.latents: Tensor | None = None
         self.plain: Tensor | None = None
+        self.candidates: Candidates | None = None
         self.host: dict = {}
 
     def sampler(self) -> comfy.samplers.KSAMPLER:
@@ -90,7 +93,7 @@ class SearchSampler:
 
     def _run(self, model, sigmas: Tensor, extra_args: dict, callback) -> Tensor:
         began = time.monotonic()
-        self.result = self.latents = self.plain = None
+        self.result = self.latents = self.plain = self.candidates = None
         self.judge.begin()
         flow = ComfyFlow(model, sigmas, extra_args, self.vae, self.judge)
         base = flow.base_model
@@ -118,14 +121,21 @@ class SearchSampler:
         flow.on_call = progress.on_call
         if prepared:
             prepared.check()
+
+        def on_step(event: StepEvent) -> None:
+            shown = flow.take_shown()
+            if event.record and shown:
+                self.candidates = shown
+            progress.on_step(event)
+
         self.result = search(
             flow,
             model.noise,
             settings,
             seed=extra_args.get("seed") or 0,
             baseline=self.baseline,
-            on_step=progress.on_step,
-            finish_now=self.finish_now,
+            on_step=on_step,
+            finish_now=lambda: self.finish_asked(began),
         )
         self.host = {
             "rows_at_once": 1 if flow.one_at_a_time else settings.micro_batch,

@@ -327,6 +327,44 @@ def test_progress_and_previews_arrive(server, strategies):
     assert run.previews >= STEPS * len(names)
 
 
+def test_finish_now_keeps_the_best_so_far(server):
+    asked = []
+
+    def finish(message):
+        if (
+            message
+            and message["type"] == "progress"
+            and message["data"]["value"] > 60
+            and not asked
+        ):
+            asked.append(server.post("/flow-ttrl/finish", {}).json())
+
+    long = graphs.search("finished", 11, 30, strategy="zero_order", budget=20.0)
+    run = server.run({**graphs.demo(), **long}, on_message=finish)
+    assert run.status == "success", run.error
+    assert asked == [{"asked": True}]
+    told = report(run, "finished")
+    assert told["stopped"] == "finish_now"
+    assert told["cost"]["times_plain"] < 15
+    assert told["rewards"][0] >= told["plain_rewards"][0]
+    assert "stopped by finish_now" in told["host"]["verdict"]
+    again = ran(server, graphs.demo(), graphs.search("unfinished", 11, STEPS))
+    assert report(again, "unfinished")["stopped"] is None
+
+
+def test_the_last_candidates_can_be_looked_at(server):
+    sheet = {
+        "sheet": graphs.node("PreviewImage", images=["seen search", 3]),
+        "one sheet": graphs.node("PreviewImage", images=["one search", 3]),
+    }
+    demo = graphs.demo(batch=2)
+    one = graphs.search("one", 3, STEPS, budget=1.0)
+    run = ran(server, demo, graphs.search("seen", 3, STEPS), one, sheet)
+    judged = report(run, "seen")["search_steps"][-1]["rewards"]
+    assert len(run.output("sheet")["images"]) == sum(len(item) for item in judged)
+    assert "one sheet" not in run.history["outputs"]
+
+
 # What is refused
 
 
