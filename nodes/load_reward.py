@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
 from ..rewards import CATALOGUE, RewardMix, load_reward
 from ..rewards.catalogue import PREPROCESS, check_files
 from ..rewards.checkpoints import stamp
 from ..rewards.comfy import folders, managed
+from ..world.rewards import WORLD_REWARDS, world_reward
 from .types import ADVANCED, CATEGORY, Reward, schema
 
 _HEADING = "--- needs "
 
 
 def _options() -> list[str]:
-    """Names of the catalogue: those that are ready, then the others under what they lack."""
+    """Names of the catalogue: those that are ready, then the others under what they lack.
+
+    A judge of the prompt comes first; the tiny world's come last of those that need no file.
+    """
     places, ready, lacking = folders(), [], {}
     for name, entry in CATALOGUE.items():
         if not entry.lacks(places):
@@ -22,7 +28,17 @@ def _options() -> list[str]:
             continue
         files = ", ".join(file.path for file in entry.missing(places)) or "an OCR engine"
         lacking.setdefault(f"{_HEADING}{files} ---", []).append(name)
+    ready += WORLD_REWARDS
     return ready + [option for heading, names in lacking.items() for option in (heading, *names)]
+
+
+def _files(reward: str, path: str) -> list[Path] | None:
+    """See :func:`check_files`; None for what is bundled."""
+    if reward not in WORLD_REWARDS:
+        return check_files(reward, folders(), path)
+    if path:
+        raise ValueError(f"expected no path for {reward!r}, which is bundled, got {path}; clear it")
+    return None
 
 
 class LoadReward(io.ComfyNode):
@@ -30,6 +46,7 @@ class LoadReward(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        options = _options()
         return schema(
             node_id="TTRLLoadReward",
             display_name="Load Reward Model",
@@ -42,11 +59,12 @@ class LoadReward(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "reward",
-                    options=_options(),
-                    default="hps",
-                    tooltip="Which judge. Those that are ready come first, then the others, each "
-                    "under the files that it needs in models/reward_models. The help page says "
-                    "where they are from.",
+                    options=options,
+                    default=options[0],
+                    tooltip="Which judge. Those that are ready come first, some of which need no "
+                    "file, then the others, each under the files that it needs in "
+                    "models/reward_models. The help page says where they are from. verifier and "
+                    "scorer judge the demo model's images alone.",
                 ),
                 io.String.Input(
                     "path",
@@ -83,9 +101,9 @@ class LoadReward(io.ComfyNode):
             return True
         if reward.startswith(_HEADING):
             return f"Expected a reward, got the heading {reward!r}; choose one of those below it"
-        places = folders()
         try:
-            check_files(reward, places, path)
+            if _files(reward, path) is None:
+                return True
         except (ValueError, FileNotFoundError) as error:
             return str(error)
         needs = CATALOGUE[reward].needs()
@@ -95,13 +113,15 @@ class LoadReward(io.ComfyNode):
     def fingerprint_inputs(cls, reward, path, **others) -> str:
         """Other files under the same names are loaded anew."""
         try:
-            files = check_files(reward, folders(), path)
+            files = _files(reward, path) or []
         except (ValueError, FileNotFoundError):
             files = []
         return str([stamp(file) for file in files])
 
     @classmethod
     def execute(cls, reward, path, text, preprocess, reference=None) -> io.NodeOutput:
+        if reward in WORLD_REWARDS:
+            return io.NodeOutput(RewardMix(((world_reward(reward), 1.0),)))
         loaded = load_reward(
             reward,
             folders=folders(),

@@ -6,55 +6,29 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..plots import captioned
-from ..rewards import ANALYTIC, MODES, RewardMix, Scores
-from ..world.rewards import WORLD_REWARDS, world_reward
+from ..rewards import MODES, RewardMix, Scores
 from .types import CATEGORY, Reward, as_images, schema
 
-_SOCKETS = ("reward_a", "reward_b", "reward_c", "reward_d")
-_MORE_SOCKETS = ("reward_e", "reward_f", "reward_g", "reward_h")
-_WEIGHTS = (*ANALYTIC, *WORLD_REWARDS)
-_MEANING = {
-    "white": "Mean brightness, 0..1.",
-    "black": "Mean darkness, 0..1.",
-    "contrast": "Standard deviation of the luma, 0..0.5.",
-    "jpeg_compressibility": "Minus the JPEG's size in units of 500 kB: plain images win.",
-    "jpeg_incompressibility": "The JPEG's size in units of 500 kB: detail wins.",
-    "verifier": "Tiny world only: how nearly shapes, colours, count and relation hold, 0..1.",
-    "scorer": "Tiny world only: a small learned image-text judge, cosine -1..1.",
-}
-_APPENDED = {"mode": MODES[0], **{n.replace("reward", "weight"): 1.0 for n in _MORE_SOCKETS}}
-"""Neutral values of inputs that graphs saved before they were appended lack."""
+_SOCKETS = "abcdefgh"
+"""Rewards that a mixer takes, by the letter of their sockets."""
 
 
-def _weight(name: str, default: float, tooltip: str, **more) -> io.Float.Input:
-    return io.Float.Input(
-        name,
-        default=default,
-        min=-1000.0,
-        max=1000.0,
-        step=0.05,
-        round=0.001,
-        tooltip=tooltip,
-        **more,
-    )
-
-
-def _sockets(names: tuple[str, ...]) -> list:
+def _pair(letter: str) -> list[io.Input]:
+    """A reward's socket, and its weight."""
     return [
-        Reward.Input(name, optional=True, tooltip="A reward to mix in, times its weight below.")
-        for name in names
-    ]
-
-
-def _shares(names: tuple[str, ...], **more) -> list:
-    return [
-        _weight(
-            name.replace("reward", "weight"),
-            1.0,
-            f"Weight of {name}. 1 leaves it as it is, 0 leaves it out, below 0 turns it round.",
-            **more,
-        )
-        for name in names
+        Reward.Input(
+            f"reward_{letter}", optional=True, tooltip="A reward to mix in, times the weight below."
+        ),
+        io.Float.Input(
+            f"weight_{letter}",
+            default=1.0,
+            min=-1000.0,
+            max=1000.0,
+            step=0.05,
+            round=0.001,
+            tooltip=f"Weight of reward_{letter}. 1 leaves it as it is, 0 leaves it out, below 0 "
+            "turns it round.",
+        ),
     ]
 
 
@@ -63,14 +37,10 @@ class RewardMixer(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        built_in = [
-            _weight(name, 0.0, f"{_MEANING[name]} Weight 0 leaves it out.") for name in _WEIGHTS
-        ]
         mode = io.Combo.Input(
             "mode",
             options=list(MODES),
             default=MODES[0],
-            optional=True,
             tooltip="raw: the rewards as they are, each times its weight (the paper's sum). "
             "standardised: each in units of its own spread among the images of the run, so that "
             "weights mean the same for all. rank: the share of the images of the run that an image "
@@ -82,28 +52,18 @@ class RewardMixer(io.ComfyNode):
             category=CATEGORY,
             description="Adds up rewards, each times its weight, to the one that drives a search.",
             search_aliases=["ttrl", "score_dict", "reward weights"],
-            inputs=[
-                *_sockets(_SOCKETS),
-                *_shares(_SOCKETS),
-                *built_in,
-                *_sockets(_MORE_SOCKETS),
-                *_shares(_MORE_SOCKETS, optional=True),
-                mode,
-            ],
+            inputs=[mode, *(given for letter in _SOCKETS for given in _pair(letter))],
             outputs=[Reward.Output(display_name="reward")],
         )
 
     @classmethod
-    def execute(cls, **inputs) -> io.NodeOutput:
-        inputs = _APPENDED | inputs
-        parts = []
-        for name in (*_SOCKETS, *_MORE_SOCKETS):
-            mix, share = inputs.get(name), inputs[name.replace("reward", "weight")]
-            if mix is not None and share:
-                parts += [(reward, share * weight) for reward, weight in mix.parts]
-        parts += [(ANALYTIC[name], inputs[name]) for name in ANALYTIC if inputs[name]]
-        parts += [(world_reward(name), inputs[name]) for name in WORLD_REWARDS if inputs[name]]
-        return io.NodeOutput(RewardMix(tuple(parts), inputs["mode"]))
+    def execute(cls, mode: str, **inputs) -> io.NodeOutput:
+        weights: dict[object, float] = {}  # of a reward that comes in twice they add up
+        for letter in _SOCKETS:
+            mix, share = inputs.get(f"reward_{letter}"), inputs[f"weight_{letter}"]
+            for reward, weight in mix.parts if mix is not None and share else ():
+                weights[reward] = weights.get(reward, 0.0) + share * weight
+        return io.NodeOutput(RewardMix(tuple(weights.items()), mode))
 
 
 class RewardScorer(io.ComfyNode):

@@ -37,7 +37,7 @@ class RewardMix:
     mode: str = "raw"
 
     def __post_init__(self):
-        names = [reward.name for reward, _ in self.parts]
+        names = self.names
         if self.mode not in MODES:
             raise ValueError(f"expected mode {' or '.join(MODES)}, got {self.mode!r}; choose one")
         if not any(weight for _, weight in self.parts):
@@ -50,16 +50,15 @@ class RewardMix:
                 raise ValueError(
                     f"expected a finite weight for {reward.name!r}, got {weight}; set a number"
                 )
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise ValueError(
-                f"expected each reward once, got {', '.join(sorted(twice))} more than once; "
-                "leave one out, with the sum of the weights on the other"
-            )
 
     @property
     def names(self) -> list[str]:
-        return [reward.name for reward, _ in self.parts]
+        """A name for each part: the reward's own, with a number where there are several of it."""
+        own, found = [reward.name for reward, _ in self.parts], []
+        for number, name in enumerate(own):
+            before = own[:number].count(name)
+            found.append(f"{name}_{before + 1}" if before else name)
+        return found
 
     @property
     def needs_prompt(self) -> bool:
@@ -103,10 +102,10 @@ class RewardMix:
         """
         unit = {"raw": _raw, "standardised": _standardised, "rank": _rank}[self.mode]
         terms, known = [], []
-        for reward, weight in self.parts:
+        for name, (_, weight) in zip(self.names, self.parts, strict=True):
             if weight:
-                value = values[reward.name]
-                terms.append(weight * unit(value, value if seen is None else seen[reward.name]))
+                value = values[name]
+                terms.append(weight * unit(value, value if seen is None else seen[name]))
                 known.append(value.isfinite())
         return torch.stack(terms).sum(0).where(torch.stack(known).any(0), torch.nan)
 
@@ -183,8 +182,8 @@ class Judge:
         asked = [self.prompts[number % len(self.prompts)] for number in numbers]
         with sharing():
             return {
-                reward.name: self._values(reward, weight, images, asked)
-                for reward, weight in self.mix.parts
+                name: self._values(name, reward, weight, images, asked)
+                for name, (reward, weight) in zip(self.mix.names, self.mix.parts, strict=True)
             }
 
     def totals(self, values: dict[str, Tensor], seen: dict[str, Tensor]) -> Tensor:
@@ -209,7 +208,7 @@ class Judge:
         """Weights, mode and what failed, as a JSON object."""
         return {
             "mode": self.mix.mode,
-            "weights": {reward.name: weight for reward, weight in self.mix.parts},
+            "weights": dict(zip(self.mix.names, (w for _, w in self.mix.parts), strict=True)),
             "prompts": self.prompts,
             "failures": self.failures,
         }
@@ -218,7 +217,9 @@ class Judge:
         """Forget what failed in an earlier run."""
         self.failures, self._worked = {}, set()
 
-    def _values(self, reward: Reward, weight: float, images: Tensor, prompts: list[str]) -> Tensor:
+    def _values(
+        self, name: str, reward: Reward, weight: float, images: Tensor, prompts: list[str]
+    ) -> Tensor:
         values, error = _attempt(reward, images, prompts)
         errors = [error] if error else []
         if error and len(images) > 1:
@@ -228,13 +229,13 @@ class Judge:
             errors = [error for _, error in tried if error]
         finite = values.isfinite()
         if finite.any():
-            self._worked.add(reward.name)
+            self._worked.add(name)
         if not finite.all():
             lost = int((~finite).sum())
             error = errors[0] if errors else _not_finite(reward, values[~finite][0].item())
-            self._note(reward.name, error, lost)
-            never = reward.name not in self._worked
-            if weight and never and self.failures[reward.name]["images"] > self.patience:
+            self._note(name, error, lost)
+            never = name not in self._worked
+            if weight and never and self.failures[name]["images"] > self.patience:
                 raise error
         return values
 

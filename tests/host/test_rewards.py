@@ -99,7 +99,7 @@ def test_the_drop_down_shows_what_is_ready(server, models):
     assert headings[0] == "--- needs HPS_v2.1_compressed.pt ---"
     assert names[names.index(headings[0]) + 1] == "hps"
     assert "--- needs an OCR engine ---" in headings
-    assert set(names) - set(headings) == {*tiny.LEARNED, *ANALYTIC, "ocr"}
+    assert set(names) - set(headings) == {*tiny.LEARNED, *ANALYTIC, "ocr", "verifier", "scorer"}
 
 
 def test_a_heading_of_the_drop_down_is_no_reward(server, models):
@@ -116,11 +116,10 @@ def test_rewards_mix_and_drive_a_search(server, models):
     graph = {**graphs.demo(), **graphs.search("learned", 3, 8)}
     graph["clip"], graph["pick"] = loading(models, "clipscore"), loading(models, "pickscore")
     weights = {f"weight_{letter}": 1.0 for letter in "abcdefgh"}
-    zeros = dict.fromkeys((*ANALYTIC, "verifier", "scorer"), 0.0)
     sockets = {"reward_a": ["clip", 0], "reward_h": ["pick", 0]}
     graph["mix"] = {
         "class_type": "TTRLRewardMixer",
-        "inputs": {**sockets, **weights, **zeros, "mode": "standardised"},
+        "inputs": {**sockets, **weights, "mode": "standardised"},
     }
     graph["learned search"]["inputs"]["reward"] = ["mix", 0]
     run = server.run(graph)

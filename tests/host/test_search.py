@@ -384,11 +384,8 @@ def test_errors_come_before_the_first_model_call(server):
 
 
 def test_a_target_needs_a_reward_of_fixed_scale(server):
-    zeros = dict.fromkeys(
-        ("black", "contrast", "jpeg_compressibility", "jpeg_incompressibility"), 0.0
-    )
     weights = {f"weight_{letter}": 1.0 for letter in "abcdefgh"}
-    inputs = {**zeros, **weights, "white": 1.0, "verifier": 1.0, "scorer": 0.0, "mode": "rank"}
+    inputs = {**weights, "reward_a": ["model", 3], "mode": "rank"}
     mixer = {"mixer": {"class_type": "TTRLRewardMixer", "inputs": inputs}}
     search = graphs.search("bad", 1, STEPS, inputs={"reward": ["mixer", 0]}, target_reward=0.9)
     assert "take mode 'raw' or clear it" in refused(server, graphs.demo(), mixer, search)
@@ -413,21 +410,20 @@ def test_a_model_on_scaled_noise_is_refused(server):
 
 
 def test_mixer_mixes(server):
+    """Also two of one kind; of one that comes in twice the weights add up."""
+
+    def loaded(reward: str, text: str = "") -> dict:
+        return graphs.node(
+            "TTRLLoadReward", reward=reward, path="", text=text, preprocess="official"
+        )
+
+    sockets = {"reward_a": ["model", 3], "reward_b": ["again", 0], "reward_d": ["model", 3]}
+    weights = {f"weight_{letter}": 1.0 for letter in "abcdefgh"} | {"weight_b": 0.5}
+    inputs = {**sockets, "reward_c": ["white", 0], **weights, "mode": "raw"}
     mixer = {
-        "mixer": {
-            "class_type": "TTRLRewardMixer",
-            "inputs": {
-                "reward_a": ["model", 3],
-                **{f"weight_{letter}": 2.0 for letter in "abcd"},
-                "white": 0.5,
-                "black": 0.0,
-                "contrast": 0.0,
-                "jpeg_compressibility": 0.0,
-                "jpeg_incompressibility": 0.0,
-                "verifier": 0.0,
-                "scorer": 0.0,
-            },
-        }
+        "mixer": graphs.node("TTRLRewardMixer", **inputs),
+        "white": loaded("white"),
+        "again": loaded("verifier"),
     }
     graph = {**graphs.demo(), **mixer, **graphs.stock("mixed", 2, 4)}
     graph["image"] = {
@@ -441,8 +437,9 @@ def test_mixer_mixes(server):
     run = ran(server, graph)
     header, line = run.text("scores").splitlines()
     values = dict(zip(header.split()[2:], map(float, line.split()[2:]), strict=True))
-    assert set(values) == {"total", "verifier", "white"}
-    expected = 2 * values["verifier"] + 0.5 * values["white"]
+    assert set(values) == {"total", "verifier", "verifier_2", "white"}
+    assert values["verifier"] == values["verifier_2"]
+    expected = 2.5 * values["verifier"] + values["white"]
     assert values["total"] == pytest.approx(expected, abs=3e-3)
 
 

@@ -136,6 +136,7 @@ def test_a_failing_image_does_not_end_the_run(caplog):
     assert judge.report() == {
         "mode": "raw",
         "weights": {"face": 1.0, "other": 1.0},
+        "prompts": [""],
         "failures": {"face": {"images": 2, "error": "RuntimeError: no face found"}},
     }
     assert len(caplog.records) == 1
@@ -233,7 +234,6 @@ def test_prompts_go_round():
     [
         ((), "raw"),
         (((ANALYTIC["white"], 0.0),), "raw"),
-        (((ANALYTIC["white"], 1.0), (ANALYTIC["white"], 1.0)), "raw"),
         (((ANALYTIC["white"], NAN),), "raw"),
         (((ANALYTIC["white"], 1.0),), "average"),
     ],
@@ -261,3 +261,19 @@ def test_bad_images_are_refused(bad):
 def test_no_prompts_are_refused():
     with pytest.raises(ValueError, match="at least one prompt"):
         RewardMix(((ANALYTIC["white"], 1.0),)).judge([])
+
+
+def test_several_of_one_kind_are_told_apart():
+    """Each by its own name, with its own weight and its own failures."""
+
+    one, two, bad = (Told("told", [value]) for value in (1.0, 10.0, NAN))
+    mix = RewardMix(((one, 1.0), (ANALYTIC["white"], 0.0), (two, 2.0), (bad, 0.5)))
+    assert mix.names == ["told", "white", "told_2", "told_3"]
+    judge = mix.judge([""])
+    judge.patience = 9
+    values = judge.score(numbered(1))
+    assert values["told_2"].tolist() == [10.0]
+    assert mix.totals({n: v[:, None] for n, v in values.items()}).tolist() == [[21.0]]
+    assert list(judge.report()["failures"]) == ["told_3"]
+    judge.begin()
+    assert judge.report()["failures"] == {}
