@@ -174,11 +174,19 @@ class Frontend:
                     found.append(f"dialog: {shown.inner_text()[:200]}")
         return found
 
+    def dismiss(self) -> list[str]:
+        """Problems that are shown on opening, put out of sight."""
+        found = self.problems()
+        self.page.keyboard.press("Escape")
+        self.page.wait_for_timeout(300)
+        return found
+
     def nodes(self) -> list[dict]:
-        """Every node as loaded: id, type, title, box (with its title bar), widgets."""
+        """Every node as loaded: id, type, title, box (with its title bar), errors, widgets."""
         return self.page.evaluate(
             """() => app.graph._nodes.map(n => ({
               id: String(n.id), type: n.type, title: n.title, box: [...n.boundingRect],
+              errors: Boolean(n.has_errors),
               widgets: (n.widgets ?? []).filter(w => w.serialize !== false).map(w => ({
                 name: w.name, type: w.type, value: w.value ?? null,
                 options: Array.isArray(w.options?.values) ? w.options.values : null,

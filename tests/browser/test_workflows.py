@@ -21,6 +21,7 @@ WRITE = os.environ.get("FLOW_TTRL_THUMBNAILS") == "1"
 THUMBNAIL_WIDTH, THUMBNAIL_BYTES = 1280, 250_000
 DISPLAY_ONLY = {"PreviewAny"}
 """Nodes whose widgets only show results; their number differs between versions."""
+LOADERS = {"CheckpointLoaderSimple", "UNETLoader", "DualCLIPLoader", "CLIPLoader", "VAELoader"}
 AGAIN = "run the browser tests with FLOW_TTRL_THUMBNAILS=1 to bring it up to date"
 FRONTEND_ONLY = {"Note", "MarkdownNote"}
 """Nodes that never reach the server."""
@@ -39,7 +40,7 @@ def check_widgets(workflow: dict, loaded: list[dict]) -> None:
         values = [widget["value"] for widget in node["widgets"]]
         assert values == stored[node["id"]], node["title"]
         for widget in node["widgets"]:
-            if widget["options"]:
+            if widget["options"] and node["type"] not in LOADERS:
                 assert widget["value"] in widget["options"], f"{node['title']}: {widget['name']}"
 
 
@@ -66,23 +67,34 @@ def outcome(history: dict) -> str:
     return ": ".join([history["status"]["status_str"], *errors])
 
 
+def needs_files(workflow: dict) -> bool:
+    """Whether it loads models that have to be downloaded."""
+    return any(node["type"] in LOADERS for node in workflow["nodes"])
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow_opens_and_runs(frontend, version, path):
+    """Those that need files open too: nothing is amiss but the files of their loaders."""
     workflow = read(path)
     frontend.open(path.name, workflow)
-    assert frontend.problems() == []
+    asked = frontend.dismiss() if needs_files(workflow) else []
+    if needs_files(workflow) and version >= "0.29":  # older ones say so when it is queued
+        assert asked
+        assert {node["type"] for node in frontend.nodes() if node["errors"]} <= LOADERS
+    else:
+        assert frontend.problems() == []
     check_widgets(workflow, frontend.nodes())
 
     prompt = frontend.prompt()
     sent = {str(n["id"]) for n in workflow["nodes"] if n["type"] not in FRONTEND_ONLY}
     assert set(prompt) == sent
 
-    history = frontend.run()
-    problems = frontend.problems()
+    if not needs_files(workflow):
+        history = frontend.run()
+        assert outcome(history) == "success"
+        assert frontend.problems() == []
     mode = "-nodes2" if frontend.nodes2 else ""
     frontend.picture(OUT / f"{path.stem}-{version}{mode}.png", frontend.everything(), 2400)
-    assert outcome(history) == "success"
-    assert problems == []
     assert frontend.complaints == []
     assert overlaps(frontend.nodes()) == []
 
@@ -93,6 +105,21 @@ def test_workflow_opens_and_runs(frontend, version, path):
         text = json.dumps(form, indent=2, ensure_ascii=False)
         (API / path.name).write_text(text + "\n", encoding="utf-8")
     assert form == read(API / path.name), AGAIN
+
+
+def test_finish_now_is_a_button(frontend):
+    """It ends the running search, and its place is not among the stored values."""
+    workflow = read(ROOT / "workflows" / "10_best_of_n_against_search.json")
+    frontend.open("finish.json", workflow)
+    pressed = frontend.page.evaluate(
+        """() => app.graph._nodes.filter(n => n.type === "TTRLSDELatentSearch").map(n =>
+          n.widgets.filter(w => w.type === "button").map(w => [w.name, w.callback()].length))"""
+    )
+    assert pressed == [[2], [2]]
+    saved = frontend.page.evaluate("() => app.graph.serialize()")
+    for node, stored in zip(saved["nodes"], workflow["nodes"], strict=True):
+        if node["type"] == "TTRLSDELatentSearch":
+            assert len(node["widgets_values"]) == len(stored["widgets_values"])
 
 
 def api_form(prompt: dict) -> dict:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -206,6 +207,7 @@ def server(home, python, tmp_path_factory):
         (base / folder).mkdir()
     (base / "custom_nodes" / "flow-ttrl").symlink_to(ROOT)
     (base / "elsewhere").mkdir()
+    shutil.copy(home / "input" / "example.png", base / "input" / "example.png")
     mapped = f"own:\n    base_path: {base}\n    reward_models: elsewhere\n"
     (base / "extra_model_paths.yaml").write_text(mapped)
     with socket.socket() as probe:
