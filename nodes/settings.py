@@ -74,8 +74,8 @@ class SearchSettingsNode(io.ComfyNode):
                     default=0,
                     min=0,
                     max=256,
-                    tooltip="Candidates run through the model at once; lower it when memory is "
-                    "short. 0: all.",
+                    tooltip="Candidates run through the model at once; 1 when memory is short. 0: "
+                    "by the latent's size, two at 1024 px.",
                 ),
                 io.String.Input(
                     "settings_json",

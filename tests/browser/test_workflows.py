@@ -131,9 +131,10 @@ def api_form(prompt: dict) -> dict:
 
 
 def write_thumbnail(frontend, path: Path) -> None:
-    """The group "... Compare", or everything where there is none."""
+    """The group "... Compare", or everything where there is none, or nothing was run."""
     target = path.with_suffix(".jpg")
-    box = frontend.group("Compare") or frontend.everything()
+    shown = None if needs_files(read(path)) else frontend.group("Compare")
+    box = shown or frontend.everything()
     frontend.picture(target, box, THUMBNAIL_WIDTH)
     assert target.stat().st_size < THUMBNAIL_BYTES
 
