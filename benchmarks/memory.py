@@ -1,4 +1,4 @@
-"""Memory of a search on a card, as ComfyUI's own formulas predict it: weights, rows, decode, reward.
+"""Memory of a search on a card, by ComfyUI's own formulas: weights, rows, decode, reward.
 
     COMFYUI_PATH=/path/to/ComfyUI <its python> benchmarks/memory.py
 
@@ -95,7 +95,7 @@ def main() -> None:
     shape = (1, 16, 128, 128)
     rows = rows_at_once(shape)
     decode = 2178 * 128 * 128 * 64 * 2 / GIB  # the host's estimate for an image of 1024 px, bf16
-    lines = ["| model | weights | {} candidates | decode | fits whole on |".format(rows)]
+    lines = [f"| model | weights | {rows} candidates | decode | fits whole on |"]
     lines.append("|---|---|---|---|---|")
     for name, family, config, size, per_call in MODELS:
         made = family(dict(config))

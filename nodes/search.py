@@ -163,6 +163,8 @@ class SDELatentSearch(io.ComfyNode):
             denoise=denoise,
         )
         plain = plain_latents(searched, sampler) if baseline else ExecutionBlocker(None)
+        if sampler.result is None:  # denoise 0
+            return io.NodeOutput(searched, plain, ExecutionBlocker(None), ExecutionBlocker(None))
         return io.NodeOutput(searched, plain, sampler.report(), sheet(sampler.candidates))
 
 

@@ -73,8 +73,8 @@ def search(
     plain_rewards, kept_plain = None, None
     if wants_plain:
         plain = plain or plain_sample(run, on_step, whole)
-        # only now: what a toggle makes must not change what totals are relative to on the way
-        run.compare(plain.values)
+        if plain.cost.calls:  # only now: no toggle changes what totals are relative to on the way
+            run.compare(plain.values)
         plain_rewards = run.totals(plain.values)[0]
     if settings.keep_better:
         better = plain_rewards > run.totals(values)[0]

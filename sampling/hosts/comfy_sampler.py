@@ -88,8 +88,7 @@ class SearchSampler:
 
     def report(self) -> dict:
         """The last run's report."""
-        found = {} if self.result is None else self.result.report()
-        return found | {"host": self.host, "reward": self.judge.report()}
+        return self.result.report() | {"host": self.host, "reward": self.judge.report()}
 
     def _run(self, model, sigmas: Tensor, extra_args: dict, callback) -> Tensor:
         began = time.monotonic()

@@ -262,9 +262,10 @@ def test_every_step_is_told_once(strategy, keep_better):
     for event in events:
         assert event.latent.shape == event.denoised.shape == (2, 4, 8, 8)
         assert 0 <= event.index <= event.steps == STEPS
-    # plain sampling tells of its steps in order, at the end
+    # plain sampling tells of its steps in order, first of all
     if plain:
-        assert [event.index for event in events[-STEPS:]] == list(range(1, STEPS + 1))
+        assert [event.index for event in events[:STEPS]] == list(range(1, STEPS + 1))
+        assert events[STEPS].plain is not None
 
 
 def test_plain_sampling_is_told_step_by_step():
