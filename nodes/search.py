@@ -33,8 +33,9 @@ class SDELatentSearch(io.ComfyNode):
             display_name="SDE Latent Search",
             category=CATEGORY,
             description=(
-                "Samples like KSampler with 'euler' and searches on the way: it tries out noise, "
-                "looks ahead at the images, scores them and goes on with what scores well."
+                "Samples like KSampler with 'euler' and searches on the way, which goes further than "
+                "the best of N: it tries out noise, looks ahead at the images, scores them and goes "
+                "on with what scores well."
             ),
             search_aliases=["ttrl", "flow-ttrl", "reward", "test-time search", "prompt following"],
             inputs=[
