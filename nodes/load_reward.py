@@ -19,7 +19,7 @@ _HEADING = "--- needs "
 def _options() -> list[str]:
     """Names of the catalogue: those that are ready, then the others under what they lack.
 
-    A judge of the prompt comes first; the tiny world's come last of those that need no file.
+    Of the ready ones those that need a file come first, the tiny world's last.
     """
     places, ready, lacking = folders(), [], {}
     for name, entry in CATALOGUE.items():

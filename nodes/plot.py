@@ -22,7 +22,7 @@ class RewardPlot(io.ComfyNode):
             description="Draws how the rewards went, step by step, and gives the report as JSON.",
             search_aliases=["ttrl", "reward curve", "report"],
             inputs=[
-                Report.Input("report", tooltip="From SDE Latent Search."),
+                Report.Input("report", tooltip="From SDE Latent Search or TTRL Run Result."),
                 io.Int.Input(
                     "item",
                     default=0,

@@ -10,6 +10,7 @@ import time
 from aiohttp import web
 from server import PromptServer
 
+_FINISH = "/flow-ttrl/finish"
 _asked = float("-inf")
 
 
@@ -25,5 +26,7 @@ async def _finish(request: web.Request) -> web.Response:
 
 
 def register() -> None:
-    """Make the routes known; the host takes them up when it starts to listen."""
-    PromptServer.instance.routes.post("/flow-ttrl/finish")(_finish)
+    """Make the route known, once; the host takes it up when it starts to listen."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and all(getattr(r, "path", "") != _FINISH for r in server.routes):
+        server.routes.post(_FINISH)(_finish)

@@ -9,9 +9,9 @@ from comfy_execution.graph import ExecutionBlocker
 
 from ..rewards import RewardMix
 from ..sampling import SearchSettings, make_settings
-from . import runs
 from .prompt_text import judged_text
 from .routes import finish_asked
+from .runs import FinishedRun, Handle
 from .search import check_target, judge_of, sheet
 from .types import CATEGORY, SHEET, Report, Reward, Run, Settings, schema
 
@@ -59,7 +59,7 @@ class TTRLSampler(io.ComfyNode):
                     "'steered', budget 6.",
                 ),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             outputs=[
                 io.Sampler.Output(display_name="sampler"),
                 Run.Output(display_name="run"),
@@ -80,7 +80,8 @@ class TTRLSampler(io.ComfyNode):
 
         settings = settings or make_settings()
         check_target(settings, reward)
-        text = judged_text(prompt, cls.hidden.prompt, cls.hidden.unique_id, reward.needs_prompt)
+        text = judged_text(prompt, cls.hidden.dynprompt, cls.hidden.unique_id, reward.needs_prompt)
+        handle = Handle()
         sampler = SearchSampler(
             settings,
             vae,
@@ -88,15 +89,16 @@ class TTRLSampler(io.ComfyNode):
             baseline=baseline,
             models=reward.patchers,
             finish_asked=finish_asked,
-            on_result=_remember,
+            on_result=lambda run: _remember(handle, run),
         )
-        return io.NodeOutput(sampler.sampler(), runs)
+        return io.NodeOutput(sampler.sampler(), handle)
 
 
-def _remember(sampler: SearchSampler) -> None:
-    plain = None if sampler.plain is None else sampler.plain.cpu()
-    found = runs.FinishedRun(plain, sampler.report(), sampler.candidates)
-    runs.remember(sampler.latents, found)
+def _remember(handle: Handle, sampler: SearchSampler) -> None:
+    plain = sampler.plain.cpu() if sampler.baseline else None
+    run = FinishedRun(plain, sampler.report(), sampler.candidates)
+    handle.remember(sampler.latents, run)
+    sampler.forget()
 
 
 class TTRLRunResult(io.ComfyNode):
@@ -122,7 +124,7 @@ class TTRLRunResult(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, run, latent: dict) -> io.NodeOutput:
+    def execute(cls, run: Handle, latent: dict) -> io.NodeOutput:
         found = run.find(latent["samples"])
         plain = ExecutionBlocker(None)
         if found.plain is not None:

@@ -33,9 +33,9 @@ class SDELatentSearch(io.ComfyNode):
             display_name="SDE Latent Search",
             category=CATEGORY,
             description=(
-                "Samples like KSampler with 'euler' and searches on the way, which goes further than "
-                "the best of N: it tries out noise, looks ahead at the images, scores them and goes "
-                "on with what scores well."
+                "Samples like KSampler with 'euler' and searches on the way, which finds more than "
+                "the best of N: it tries out noise, looks ahead at the images, scores them and "
+                "goes on with what scores well."
             ),
             search_aliases=["ttrl", "flow-ttrl", "reward", "test-time search", "prompt following"],
             inputs=[
@@ -105,7 +105,7 @@ class SDELatentSearch(io.ComfyNode):
                     "'steered', budget 6.",
                 ),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             outputs=[
                 io.Latent.Output(display_name="latent"),
                 io.Latent.Output(display_name="baseline"),
@@ -132,6 +132,7 @@ class SDELatentSearch(io.ComfyNode):
         negative=None,
         settings: SearchSettings | None = None,
     ) -> io.NodeOutput:
+        from ..sampling.hosts.comfy_checks import check_model, check_vae
         from ..sampling.hosts.comfy_sampler import SearchSampler, plain_latents, sample_latents
 
         settings = settings or make_settings()
@@ -141,7 +142,9 @@ class SDELatentSearch(io.ComfyNode):
                 f"expected a negative conditioning for cfg {cfg:g}, got none; wire one (an empty "
                 "text will do), or set cfg to 1"
             )
-        text = judged_text(prompt, cls.hidden.prompt, cls.hidden.unique_id, reward.needs_prompt)
+        check_model(model)
+        check_vae(model, vae)
+        text = judged_text(prompt, cls.hidden.dynprompt, cls.hidden.unique_id, reward.needs_prompt)
         judge = judge_of(reward, text)
         sampler = SearchSampler(
             settings,

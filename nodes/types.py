@@ -16,7 +16,8 @@ Settings = io.Custom("TTRL_SETTINGS")
 """A ``sampling.SearchSettings``."""
 
 Report = io.Custom("TTRL_REPORT")
-"""``SearchResult.report()``, a JSON object, with ``Judge.report()`` under "reward"."""
+"""``SearchResult.report()``, a JSON object, with ``Judge.report()`` under "reward" and what the
+host did under "host"."""
 
 Run = io.Custom("TTRL_RUN")
 """Where a run is found by what it gave (:mod:`.runs`)."""

@@ -25,7 +25,7 @@ def sample(flow: Flow, noise: Tensor) -> Tensor:
 def plain_sample(run: Run, on_step: OnStep | None, planned: int) -> PlainSample:
     """The plain sample of the search ``run``: the strategy's own, or else made here."""
     if run.plain is not None:
-        return PlainSample(run.plain.x[0], run.plain.values)
+        return PlainSample(run.plain.x[0], run.finish(run.plain)[1], run.plain.values)
 
     def tell(plain: Run, state: State) -> None:
         if on_step is not None:
@@ -34,8 +34,9 @@ def plain_sample(run: Run, on_step: OnStep | None, planned: int) -> PlainSample:
             on_step(StepEvent(state.index, run.steps, state.x[0], shown, calls, planned))
 
     plain, state = _sampled(run.flow, run.noise, tell)
-    latents, values = plain.finish(state)
-    return PlainSample(latents, values, plain.cost)
+    latents, clean, values = plain.finish(state)
+    tell(plain, state)
+    return PlainSample(latents, clean, values, plain.cost)
 
 
 def _sampled(flow: Flow, noise: Tensor, tell: Callable[[Run, State], None]) -> tuple[Run, State]:
@@ -43,5 +44,6 @@ def _sampled(flow: Flow, noise: Tensor, tell: Callable[[Run, State], None]) -> t
     state = run.first_state()
     for reached in run.onward(state.x, state.index):
         state = reached
-        tell(run, state)
+        if state.index < run.steps:
+            tell(run, state)
     return run, state

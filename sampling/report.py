@@ -120,12 +120,13 @@ class PlainSample:
     """What plain sampling gives from the same start.
 
     Attributes:
-        latents: latents at the schedule's end [B, ...].
+        latents: latents at the schedule's end [B, ...]; ``clean``: what they come to.
         values: their rewards by name [1, B].
         cost: what it took beside the search; nothing where the strategy made it anyway.
     """
 
     latents: Tensor
+    clean: Tensor
     values: Values
     cost: Cost = field(default_factory=Cost)
 
@@ -135,7 +136,8 @@ class SearchResult:
     """The searched latents and how they came about.
 
     Attributes:
-        latents: clean latents [B, ...].
+        latents: latents at the schedule's end [B, ...]; ``clean``: what they come to, the same
+            where it ends at 0.
         rewards: the decoded results' total reward [B]; ``values`` the same by name.
         plain_calls: calls of a plain sample of an item and its judging, what a budget is in.
         planned: calls that the search might have spent on an item.
@@ -148,6 +150,7 @@ class SearchResult:
     """
 
     latents: Tensor
+    clean: Tensor
     rewards: Tensor
     values: Values
     settings: SearchSettings

@@ -177,13 +177,20 @@ class Run:
         """The last state with its rewards, judged where they are not known."""
         if state.values is not None:
             return state
-        return State(state.x, state.index, values=self.look_ahead(state.x, self.steps, 1).values)
+        look = self.look_ahead(state.x, self.steps, 1)
+        clean = look.clean if state.denoised is None else state.denoised
+        return State(state.x, state.index, values=look.values, denoised=clean)
 
-    def finish(self, state: State) -> tuple[Tensor, Values]:
-        """Of the last state's population each item's best [B, ...], and its rewards [1, B]."""
+    def finish(self, state: State) -> tuple[Tensor, Tensor, Values]:
+        """Of the last state's population each item's best [B, ...], clean too, and rewards [1, B].
+
+        The clean one is another where the schedule ends above 0: as the last step saw it.
+        """
         state = self.finished(state)
         pick = self.totals(state.values).argmax(0, keepdim=True)
-        return take(state.x, pick)[0], {n: take(v, pick) for n, v in state.values.items()}
+        clean = state.x if state.denoised is None or not self.tail else state.denoised
+        values = {n: take(v, pick) for n, v in state.values.items()}
+        return take(state.x, pick)[0], take(clean, pick)[0], values
 
     def preview(self, state: State) -> Tensor:
         """Clean latents [B, ...] to show: an ordinary step's own, else the best look-ahead's."""

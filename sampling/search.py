@@ -11,7 +11,7 @@ from torch import Tensor
 from .budget import Plan, plan
 from .flow import Flow
 from .plain import plain_sample
-from .report import OnStep, SearchResult, StepRecord, step_event, step_record, trouble
+from .report import OnStep, PlainSample, SearchResult, StepRecord, step_event, step_record, trouble
 from .run import Run
 from .settings import SearchSettings
 from .state import State, per_item, width
@@ -68,8 +68,8 @@ def search(
         if on_step is not None:
             on_step(step_event(run, state, whole, record, plain))
 
-    state, records, stopped = _drive(run, planned, settings, stop_reason, tell)
-    latents, values = run.finish(state)
+    state, records, stopped = _drive(run, planned, settings, stop_reason, tell, plain)
+    latents, clean, values = run.finish(state)
     plain_rewards, kept_plain = None, None
     if wants_plain:
         plain = plain or plain_sample(run, on_step, whole)
@@ -79,11 +79,13 @@ def search(
     if settings.keep_better:
         better = plain_rewards > run.totals(values)[0]
         latents = torch.where(per_item(better, latents), plain.latents, latents)
+        clean = torch.where(per_item(better, clean), plain.clean, clean)
         values = {n: torch.where(better, plain.values[n], value) for n, value in values.items()}
         kept_plain = better.tolist()
     usual = run.usual_width if plain is None else width(plain.latents)
     return SearchResult(
         latents=latents,
+        clean=clean,
         rewards=run.totals(values)[0],
         values={name: value[0] for name, value in values.items()},
         settings=settings,
@@ -108,6 +110,7 @@ def _drive(
     settings: SearchSettings,
     stop_reason: Callable[[], str | None],
     tell: Callable[[State, StepRecord | None], None],
+    plain: PlainSample | None,
 ) -> tuple[State, list[StepRecord], str | None]:
     """The strategy's last state, the records of its steps, and why it was stopped, if it was."""
     state, records = run.first_state(), []
@@ -115,6 +118,9 @@ def _drive(
     for ahead in planned.ahead[:-1]:
         # stopping is of use only where the best so far is finished sooner than the search is
         if run.calls_to_finish(state) < ahead and (stopped := stop_reason()):
+            if run.best is None and plain is not None:  # nothing else is known yet
+                x, clean = plain.latents[None], plain.clean[None]
+                return State(x, run.steps, values=plain.values, denoised=clean), records, stopped
             for finishing in run.finish_early(state):
                 state = finishing
                 tell(state, None)

@@ -19,7 +19,14 @@ from torch.nn import functional
 from ..flow import Judge, Values
 from .comfy_checks import check_answer
 from .comfy_gradients import differentiable, gradient_options
-from .comfy_memory import Rationing, images_at_once
+from .comfy_memory import (
+    Rationing,
+    advising,
+    decoded,
+    decoded_in_tiles,
+    for_vae,
+    images_at_once,
+)
 from .comfy_patches import Keyframes
 
 SHEET = 384
@@ -88,10 +95,14 @@ class ComfyFlow:
             turn = occurrence(item, self.items)
             batches = x.new_zeros(int(turn.max()) + 1, self.items, *x.shape[1:])
             batches[turn, item] = x
-            return torch.stack([self.ask(batch, sigma) for batch in batches])[turn, item]
+            return torch.stack([self.ask_whole(batch, sigma) for batch in batches])[turn, item]
         if self.one_at_a_time:
-            return torch.cat([self.ask(row, sigma) for row in x.split(1)])
+            return torch.cat([self.ask_whole(row, sigma) for row in x.split(1)])
         return self.rationing.run("model", lambda rows, _: self.ask(rows, sigma), x, item)
+
+    def ask_whole(self, x: Tensor, sigma: float) -> Tensor:
+        """:meth:`ask` of rows that cannot be parted; short of memory, it says what to do."""
+        return advising(lambda: self.ask(x, sigma), "model")
 
     def ask(self, x: Tensor, sigma: float) -> Tensor:
         """Velocities of rows [N, ...] in one call of the host, as it would batch them."""
@@ -117,28 +128,23 @@ class ComfyFlow:
         takes as many images at once as memory holds, and tiles where it holds none.
         """
         comfy.model_management.throw_exception_if_processing_interrupted()
-        latents = self.base_model.process_latent_out(x0).to(self.vae.device)
-        if latents.ndim == 5:
-            latents = latents[:, :, :1]
-            if self.vae.latent_dim == 2:
-                latents = latents[:, :, 0]
-        elif latents.ndim == 4 and self.vae.latent_dim == 3:
-            latents = latents[:, :, None]
-        at_once = images_at_once(self.vae, latents.shape)
-
-        def whole(rows: Tensor, _: Tensor) -> Tensor:
-            decoded = self.vae.first_stage_model.decode(rows.to(self.vae.vae_dtype)).float()
-            return self.vae.process_output(decoded).movedim(1, -1).clamp(0, 1)
-
-        def tiled(rows: Tensor) -> Tensor:
-            return self.vae.decode_tiled(rows).float().clamp(0, 1)
+        vae = self.vae
+        latents = for_vae(vae, self.base_model.process_latent_out(x0).to(vae.device))
+        at_once = images_at_once(vae, latents.shape)
 
         def images(rows: Tensor, item: Tensor) -> Tensor:
-            return self.rationing.run("decode", whole, rows, item, last=tiled).to(x0.device)
+            found = self.rationing.run(
+                "decode",
+                lambda part, _: decoded(vae, part),
+                rows,
+                item,
+                last=lambda part: decoded_in_tiles(vae, part),
+            )
+            found = found[:, 0] if found.ndim == 5 else found
+            return found[..., :3].clamp(0, 1).to(x0.device)
 
         parts = zip(latents.split(at_once), item.split(at_once), strict=True)
-        decoded = torch.cat([images(*part) for part in parts])
-        return decoded[:, 0] if decoded.ndim == 5 else decoded
+        return torch.cat([images(*part) for part in parts])
 
     def score(self, images: Tensor, item: Tensor) -> Values:
         names: list[str] = []
@@ -150,7 +156,8 @@ class ComfyFlow:
 
         columns = self.rationing.run("reward", table, images, item).unbind(1)
         values = dict(zip(names, columns, strict=True))
-        self._shown.append(Candidates(_small(images), item.cpu(), values))
+        on_cpu = {name: value.cpu() for name, value in values.items()}
+        self._shown.append(Candidates(_small(images), item.cpu(), on_cpu))
         return values
 
     def take_shown(self) -> Candidates | None:

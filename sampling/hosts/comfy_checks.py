@@ -55,6 +55,11 @@ def check_vae(model, vae) -> None:
             f"Expected a VAE with the model's {wanted} latent channels, got one with "
             f"{vae.latent_channels}; wire the VAE that belongs to the model"
         )
+    if getattr(vae, "output_channels", 3) < 3:
+        raise ValueError(
+            f"Expected a VAE of images, got one with {vae.output_channels} channels (sound?); wire "
+            "the VAE that belongs to the model"
+        )
 
 
 def check_answer(model, velocity: Tensor) -> None:

@@ -18,16 +18,26 @@ from torch import Tensor
 log = logging.getLogger("flow_ttrl")
 
 TOKENS = 8192
-"""Tokens, of 2 x 2 latent pixels each, that run through a model at once: two images of 1024 px."""
+"""Tokens that run through a model at once: two images of 1024 px in FLUX.1 and SD3.5."""
 
 KEY = "flow_ttrl"
 """Of what is put on a model's clone."""
 
 
-def rows_at_once(shape: Sequence[int]) -> int:
-    """Candidates of latents [B, C, ...] of this ``shape`` that run through the model at once."""
-    tokens = math.prod(shape[2:]) / 4
+def rows_at_once(shape: Sequence[int], patch: int = 4) -> int:
+    """Candidates of latents [B, C, ...] of this ``shape`` that run through the model at once.
+
+    Args:
+        patch: latent pixels of a token; see :func:`patch_of`.
+    """
+    tokens = math.prod(shape[2:]) / patch
     return max(1, int(TOKENS / (tokens * shape[0])))
+
+
+def patch_of(base_model) -> int:
+    """Latent pixels that a token of the host's ``base_model`` stands for."""
+    size = getattr(base_model.diffusion_model, "patch_size", 2)
+    return math.prod(size) if isinstance(size, (tuple, list)) else int(size) ** 2
 
 
 def reserve(model, vae, rows: int) -> None:
@@ -39,27 +49,72 @@ def reserve(model, vae, rows: int) -> None:
 
     def prepared(executor, patcher, noise_shape, *args, **kwargs):
         batch, *shape = noise_shape
-        image = memory_of_decode(vae, (1, *shape))
-        each = max(patcher.model.memory_required([batch, *shape]), 1)
-        wanted = max(rows, math.ceil(image / each))
+        wanted = _wanted(patcher.model, vae, noise_shape, rows)
         return executor(patcher, [batch * wanted, *shape], *args, **kwargs)
 
     kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
     model.add_wrapper_with_key(kind, KEY, prepared)
 
 
+def load_beside(guider, vae, models: Sequence, shape: Sequence[int], rows: int) -> None:
+    """Load what a search needs beside what ``guider`` has loaded, none of which may leave for it.
+
+    For a sampler that the host calls once its model is loaded; with memory as :func:`reserve`.
+    """
+    patcher = guider.model_patcher
+    batch, *rest = shape
+    wanted = batch * _wanted(patcher.model, vae, shape, rows)
+    comfy.model_management.load_models_gpu(
+        [patcher, *getattr(guider, "loaded_models", []), vae.patcher, *models],
+        memory_required=patcher.model.memory_required([2 * wanted, *rest]),
+        minimum_memory_required=patcher.model.memory_required([wanted, *rest]),
+    )
+
+
+def _wanted(base_model, vae, shape: Sequence[int], rows: int) -> int:
+    """Rows of each latent of ``shape`` that take the memory of ``rows``, or of a decode if more."""
+    each = max(base_model.memory_required(list(shape)), 1)
+    return max(rows, math.ceil(memory_of_decode(vae, shape) / each))
+
+
+def for_vae(vae, latents: Tensor) -> Tensor:
+    """Latents [N, C, ...] as ``vae`` takes them: of a latent with frames the first frame."""
+    if latents.ndim == 5:
+        latents = latents[:, :, :1]
+        return latents[:, :, 0] if vae.latent_dim == 2 else latents
+    return latents[:, :, None] if latents.ndim == 4 and vae.latent_dim == 3 else latents
+
+
 def memory_of_decode(vae, shape: Sequence[int]) -> float:
-    """Bytes that decoding a latent of ``shape`` [N, C, ...] takes, of a video's the first frame."""
-    if len(shape) == 5:
-        shape = (*shape[:2], 1, *shape[3:])
-    return max(vae.memory_used_decode(shape, vae.vae_dtype), 1)
+    """Bytes that decoding one latent of ``shape`` [N, C, ...] takes."""
+    one = for_vae(vae, torch.empty((1, *shape[1:]), device="meta"))
+    return max(vae.memory_used_decode(tuple(one.shape), vae.vae_dtype), 1)
 
 
 def images_at_once(vae, shape: Sequence[int]) -> int:
     """Latents of ``shape`` [N, C, ...] that there is memory to decode at once."""
     patcher_knows = getattr(vae.patcher, "get_free_memory", None)
     free = (patcher_knows or comfy.model_management.get_free_memory)(vae.device)
-    return max(1, int(free / memory_of_decode(vae, (1, *shape[1:]))))
+    return max(1, int(free / memory_of_decode(vae, shape)))
+
+
+def decoded(vae, latents: Tensor) -> Tensor:
+    """Images [N, (T,) H, W, C] of ``latents``, as ``vae`` takes them."""
+    pixels = vae.first_stage_model.decode(latents.to(vae.vae_dtype)).float()
+    return vae.process_output(pixels).movedim(1, -1)
+
+
+def decoded_in_tiles(vae, latents: Tensor) -> Tensor:
+    """The same in tiles. Unlike ``vae.decode_tiled``, which may put a model off the card."""
+    tile = max(256 // vae.spacial_compression_decode(), 1)
+    sizes = {"tile_x": tile, "tile_y": tile}
+    if getattr(vae, "handles_tiling", False):
+        pixels = vae._decode_tiled_owned(latents, **sizes, overlap=tile // 4)
+    elif latents.ndim == 5:
+        pixels = vae.decode_tiled_3d(latents, **sizes, overlap=(1, tile // 4, tile // 4))
+    else:
+        pixels = vae.decode_tiled_(latents)
+    return pixels.float().movedim(1, -1)
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -106,17 +161,28 @@ class Rationing:
             comfy.model_management.soft_empty_cache()
             at_once = min(at_once, len(rows))
             if at_once <= 1 and (last is None or at_once == 0):
-                raise MemoryError(_SHORT[what])
+                raise MemoryError(SHORT[what])
             self.halved[what] = at_once // 2
             left = at_once // 2 or "tiles"
             log.warning("out of memory (%s): going on with %s at once", what, left)
+
+
+def advising(function: Callable[[], Tensor], what: str) -> Tensor:
+    """``function()``, where nothing can be halved; out of memory, an error that says what to do."""
+    try:
+        return function()
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    comfy.model_management.soft_empty_cache()
+    raise MemoryError(SHORT[what])
 
 
 _MORE = (
     "lower the resolution, close what else uses the card, take a smaller file of the model (fp8, "
     "GGUF), or start ComfyUI with --lowvram"
 )
-_SHORT = {
+SHORT = {
     "model": f"Expected memory for one latent at a time, ran out of it in the model; {_MORE}",
     "decode": f"Expected memory to decode one image, ran out of it in the VAE, with tiles too; "
     f"{_MORE}, or wire a TAESD as VAE",

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import comfy.hooks
 import comfy.patcher_extension
@@ -107,30 +106,31 @@ def has_weight_hooks(model_options: dict) -> bool:
     return bool(registered and registered.get_type(comfy.hooks.EnumHookType.Weight))
 
 
-def patches(patcher, model_options: dict) -> dict[Callable, str]:
+def patches(patcher, model_options: dict) -> list[tuple[Callable, str]]:
     """The functions that nodes have put into the model's path, and their names, as "APG (apg)"."""
     network = getattr(patcher.model, "diffusion_model", None)
     own = [value for name, value in vars(network).items() if name.startswith("forward")]
     objects = {n: v for n, v in patcher.object_patches.items() if n != "model_sampling"}
-    found = {f: _name(f) for f in _callables([model_options, objects, patcher.injections, own])}
-    return {function: name for function, name in found.items() if name is not None}
+    found = [(f, _name(f)) for f in _callables([model_options, objects, patcher.injections, own])]
+    return [(function, name) for function, name in found if name is not None]
 
 
-_trusted: WeakSet = WeakSet()
-"""Patches that have been checked before."""
+_trusted: WeakKeyDictionary = WeakKeyDictionary()
+"""Schedules that a patch has been checked on, by the patch."""
 
 
-def _known(function: Callable) -> bool:
+def _known(function: Callable, schedule: tuple[float, ...]) -> bool:
     try:
-        return function in _trusted
+        return schedule in _trusted.get(function, ())
     except TypeError:  # it cannot be referred to weakly
         return False
 
 
-def _trust(functions: list[Callable]) -> None:
+def _trust(functions: list[Callable], schedule: tuple[float, ...]) -> None:
     for function in functions:
-        with suppress(TypeError):
-            _trusted.add(function)
+        # a function that is not a node's own closure has its state elsewhere
+        if getattr(function, "__closure__", None):
+            _trusted.setdefault(function, set()).add(schedule)
 
 
 _ASIDE = {"registered_hooks", "easycache", "sample_sigmas", "to_load_options"}
@@ -151,7 +151,7 @@ def _callables(value) -> Iterator[Callable]:
 
 
 def _name(function: Callable) -> str | None:
-    """A patch's node and module; None for this pack's own, and for what only prepares a run."""
+    """A patch's node and module; None for this pack's own."""
     function = getattr(function, "__func__", function)
     named = function if hasattr(function, "__qualname__") else type(function)
     module = named.__module__ or ""
@@ -221,9 +221,10 @@ class Prepared:
 
     def __init__(self, flow, settings, bypassed: list[str]):
         self.flow, self.settings, self.bypassed = flow, settings, bypassed
-        functions = patches(flow.base_model.current_patcher, flow.extra_args["model_options"])
-        self.names = sorted(set(functions.values()))
-        self.strange = [function for function in functions if not _known(function)]
+        found = patches(flow.base_model.current_patcher, flow.extra_args["model_options"])
+        self.schedule = tuple(flow.sigmas.tolist())
+        self.names = sorted({name for _, name in found})
+        self.strange = [function for function, _ in found if not _known(function, self.schedule)]
         self.exact = getattr(settings.parameters, "gradient", None) == "exact"
         self.between = STRATEGIES[settings.strategy].between_levels
         self.calls = 10 * bool(self.strange) + 2 * self.between + 5 * self.exact
@@ -242,17 +243,17 @@ class Prepared:
         x = flow.at_level(flow.model.noise, item, picked[1]).float()
         far = flow.at_level(-flow.model.noise, item, picked[2]).float()
         levels = tuple(level.item() for level in picked)
-        if self.strange and remembers(flow.ask, x, far, levels):
+        if self.strange and remembers(flow.ask_whole, x, far, levels):
             raise ValueError(
                 "Expected nodes on the MODEL that answer for a latent and a level alone, got one "
                 "that remembers earlier steps (a cache or a momentum), out of "
                 f"{', '.join(self.names)}; take it out or switch its memory off, since a search "
                 "asks out of order"
             )
-        _trust(self.strange)
+        _trust(self.strange, self.schedule)
         if self.between:
             options = flow.extra_args["model_options"].setdefault("transformer_options", {})
-            if schedule_matters(flow.ask, x, (levels[1] + levels[2]) / 2 + 1e-4, options):
+            if schedule_matters(flow.ask_whole, x, (levels[1] + levels[2]) / 2 + 1e-4, options):
                 network = type(flow.base_model).__name__
                 raise ValueError(
                     "Expected a MODEL that takes any level, got one that looks levels up in the "
@@ -315,7 +316,7 @@ def check_gradient(flow, x: Tensor, sigma: float, item: Tensor) -> None:
         (gradient,) = torch.autograd.grad(v, leaf, c.clone())
     length = gradient.norm()
     step = 0.02 * x.norm() * gradient / length
-    ahead, behind = (flow.ask(x + sign * step, sigma).float() for sign in (1, -1))
+    ahead, behind = (flow.ask_whole(x + sign * step, sigma).float() for sign in (1, -1))
     found = ((ahead - behind) * c).sum() / (2 * step.norm())
     if not abs(found - length) <= GRADIENT_ERROR * length:
         raise ValueError(

@@ -16,9 +16,11 @@ _PAUSE = 0.3
 
 
 class Progress:
-    """Of a run of ``planned`` calls an item, which ends with the clean latents.
+    """Of a run.
 
     Args:
+        items, planned: calls of each of the batch's items, the plain sample's included.
+        times: what the search may cost, in times a plain sample.
         checks: calls beside them that patches are checked with.
         callback: the host's own, told of the last step (some samplers take their output from it).
     """
@@ -35,7 +37,7 @@ class Progress:
         )
         self.done, self.began, self.told = 0, time.monotonic(), 0.0
         self.event: StepEvent | None = None
-        self.text(f"{planned} calls, {times:.2g} times plain")
+        self.text(f"{planned} calls, the search {times:.3g} times plain")
 
     def on_call(self, rows: int) -> None:
         """``rows`` latents have been through the model."""
@@ -56,14 +58,8 @@ class Progress:
         """The verdict, which it returns."""
         self._advance(self.total)
         if self.callback is not None:
-            last = result.steps - 1
-            shown = {
-                "x": result.latents,
-                "denoised": result.latents,
-                "sigma": 0.0,
-                "sigma_hat": 0.0,
-            }
-            self.callback({**shown, "i": last})
+            shown = {"x": result.latents, "denoised": result.clean, "i": result.steps - 1}
+            self.callback({**shown, "sigma": 0.0, "sigma_hat": 0.0})
         verdict = _verdict(result, seconds)
         self.text(verdict)
         return verdict

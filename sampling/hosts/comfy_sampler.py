@@ -23,8 +23,8 @@ from ..settings import SearchSettings
 from ..strategies import STRATEGIES
 from .comfy import NO_IMAGE_GRADIENTS, Candidates, ComfyFlow
 from .comfy_checks import check_latent, check_model, check_vae
-from .comfy_memory import KEY, reserve, rows_at_once
-from .comfy_patches import prepare
+from .comfy_memory import KEY, load_beside, patch_of, reserve, rows_at_once
+from .comfy_patches import patches, prepare
 from .comfy_progress import Progress
 
 SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")
@@ -38,8 +38,8 @@ class SearchSampler:
         judge: what images are scored by.
         baseline: also sample plainly, for comparison.
         models: patchers of what ``judge`` needs on the device, loaded beside the model.
-        finish_asked: of a time.monotonic(), asked before each step; where it says yes for the
-            run's beginning, the search ends and finishes the best so far.
+        finish_asked: of a time.monotonic(), asked before each step; where it says yes for the end
+            of the last run, the search ends and finishes the best so far.
         on_result: told of a run's sampler when it has its result.
 
     Attributes:
@@ -68,6 +68,7 @@ class SearchSampler:
         self.plain: Tensor | None = None
         self.candidates: Candidates | None = None
         self.host: dict = {}
+        self._since = time.monotonic()
 
     def sampler(self) -> comfy.samplers.KSAMPLER:
         """The SAMPLER. ComfyUI reads its function's name, so that it has to be a plain function."""
@@ -98,15 +99,16 @@ class SearchSampler:
         base = flow.base_model
         self.check(base.current_patcher, model.latent_image, sigmas)
         settings = self.settings
+        shape = model.noise.shape
         if settings.micro_batch == 0:
-            settings = replace(settings, micro_batch=rows_at_once(model.noise.shape))
+            settings = replace(settings, micro_batch=rows_at_once(shape, patch_of(base)))
         if KEY not in base.current_patcher.additional_models:  # a host's sampler loaded the model
-            beside = [base.current_patcher, self.vae.patcher, *self.models]
-            comfy.model_management.load_models_gpu(beside)
+            rows = _rows(settings, base.current_patcher, shape)
+            load_beside(model.inner_model, self.vae, self.models, shape, rows)
         planned = plan(settings, sigmas.tolist())
         levels = distinct_levels(sigmas.tolist())
         plain_calls = len(levels) - 1 + (levels[-1] > 0)
-        searches = planned.cost.calls > plain_calls
+        searches = planned.cost.calls > plain_calls or not planned.makes_plain
         prepared = prepare(flow, settings) if searches else None
         extra = (self.baseline or settings.keep_better) and not planned.makes_plain
         progress = Progress(
@@ -134,10 +136,11 @@ class SearchSampler:
             seed=extra_args.get("seed") or 0,
             baseline=self.baseline,
             on_step=on_step,
-            finish_now=lambda: self.finish_asked(began),
+            finish_now=lambda: self.finish_asked(self._since),
         )
+        rows_alone = 1 if flow.one_at_a_time else settings.micro_batch
         self.host = {
-            "rows_at_once": 1 if flow.one_at_a_time else settings.micro_batch,
+            "rows_at_once": flow.items if flow.items > 1 else rows_alone,
             "ran_out_of_memory": flow.rationing.halved,
             **(prepared.report() if prepared else {}),
         }
@@ -145,9 +148,21 @@ class SearchSampler:
         if self.result.plain is not None:
             self.plain = _returned(base, sigmas, self.result.plain.latents)
         self.host["verdict"] = progress.on_end(self.result, time.monotonic() - began)
+        returned = self.result.latents
         if self.on_result is not None:
             self.on_result(self)
-        return self.result.latents
+        self._since = time.monotonic()
+        return returned
+
+    def forget(self) -> None:
+        """Keep nothing of the last run: a SAMPLER stays in the host's cache."""
+        self.result = self.latents = self.plain = self.candidates = None
+
+
+def _rows(settings: SearchSettings, patcher, shape) -> int:
+    """Rows of each latent that run at once: one in a batch, and under patches."""
+    alone = shape[0] > 1 or bool(patches(patcher, patcher.model_options))
+    return 1 if alone else settings.micro_batch
 
 
 def _returned(base, sigmas: Tensor, latents: Tensor) -> Tensor:
@@ -192,9 +207,11 @@ def sample_latents(
         comfy.model_management.load_models_gpu(search_sampler.models)
     beside = model.clone()
     beside.set_additional_models(KEY, [search_sampler.vae.patcher, *search_sampler.models])
-    at_once = search_sampler.settings.micro_batch or rows_at_once(image.shape)
-    # the host runs a batch item by item, which is what it reserves for anyway
-    reserve(beside, search_sampler.vae, at_once if len(image) == 1 else 1)
+    settings = search_sampler.settings
+    if settings.micro_batch == 0:
+        at_once = rows_at_once(image.shape, patch_of(model.model))
+        settings = replace(settings, micro_batch=at_once)
+    reserve(beside, search_sampler.vae, _rows(settings, model, image.shape))
     guider = comfy.samplers.CFGGuider(beside)
     if negative is None:  # as the host's BasicGuider does
         guider.inner_set_conds({"positive": positive})

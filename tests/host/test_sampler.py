@@ -113,6 +113,38 @@ def test_a_result_finds_its_run_by_the_latent(server):
     assert torch.equal(saved(server, "again-plain"), saved(server, "one-plain"))
 
 
+def test_two_samplers_that_give_the_same_latent_keep_their_own_runs(server):
+    """Both plain samples here, by different strategies of budget 1."""
+    one = custom("left", 5, budget=1.0)
+    two = custom("right", 5, budget=1.0, strategy="drafts")
+    run = ran(server, graphs.demo(), one, two)
+    assert torch.equal(saved(server, "left"), saved(server, "right"))
+    assert report(run, "left")["settings"]["strategy"] == "steered"
+    assert report(run, "right")["settings"]["strategy"] == "drafts"
+
+
+def test_the_first_half_of_a_schedule_gives_its_clean_estimate(server):
+    """`denoised_output` of levels that end above 0: stock's own, and with a search an image too."""
+
+    def half(name: str, sampler: list) -> dict:
+        graph = custom(name, 4, result=False, budget=1.0 if name == "off" else 3.0)
+        graph[f"{name} split"] = node("SplitSigmas", sigmas=[f"{name} sigmas", 0], step=STEPS // 2)
+        graph[f"{name} sampled"]["inputs"] |= {"sampler": sampler, "sigmas": [f"{name} split", 0]}
+        graph[f"{name} clean"] = node(
+            "SaveLatent", samples=[f"{name} sampled", 1], filename_prefix=f"{name}-clean"
+        )
+        return graph
+
+    euler = {"euler": node("KSamplerSelect", sampler_name="euler")}
+    stock = half("plainly", ["euler", 0])
+    off, on = half("off", ["off ttrl", 0]), half("on", ["on ttrl", 0])
+    ran(server, graphs.demo(), euler, stock, off, on)
+    assert torch.equal(saved(server, "off"), saved(server, "plainly"))
+    assert torch.equal(saved(server, "off-clean"), saved(server, "plainly-clean"))
+    noisy, clean = saved(server, "on"), saved(server, "on-clean")
+    assert clean.std() < 0.9 * noisy.std()
+
+
 def test_another_latent_has_no_run(server):
     graph = {**graphs.demo(), **custom("own", 3), **outcome("own", "stock sampler")}
     graph |= graphs.stock("stock", 77, STEPS)

@@ -114,7 +114,7 @@ def memory() -> dict:
     with short_of_memory(vae.first_stage_model, "decode", lambda: 1):
         latents, told = run()
         found["decode"] = {"far": far(latents, usual), **told["ran_out_of_memory"]}
-    tiles, in_tiles = [], vae.decode_tiled
+    tiles, in_tiles = [], vae.decode_tiled_
 
     def tiled(*args, **kwargs):
         tiles.append(1)
@@ -123,11 +123,11 @@ def memory() -> dict:
         finally:
             tiles.pop()
 
-    vae.decode_tiled = tiled
+    vae.decode_tiled_ = tiled
     with short_of_memory(vae.first_stage_model, "decode", lambda: 9 if tiles else 0):
         latents, told = run()
         found["tiles"] = {"far": far(latents, usual), **told["ran_out_of_memory"]}
-    del vae.decode_tiled
+    del vae.decode_tiled_
     judge = rewards.driven_by("verifier").judge([PROMPT])
     judge.score = limited(judge.score, lambda: 1)
     latents, told = run(judge=judge)
