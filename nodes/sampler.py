@@ -12,7 +12,7 @@ from ..sampling import SearchSettings, make_settings
 from .prompt_text import judged_text
 from .routes import finish_asked
 from .runs import FinishedRun, Handle
-from .search import check_target, judge_of, sheet
+from .search import check_target, full_report, judge_of, sheet
 from .types import CATEGORY, SHEET, Report, Reward, Run, Settings, schema
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class TTRLSampler(io.ComfyNode):
 
 def _remember(handle: Handle, sampler: SearchSampler) -> None:
     plain = sampler.plain.cpu() if sampler.baseline else None
-    run = FinishedRun(plain, sampler.report(), sampler.candidates)
+    run = FinishedRun(plain, full_report(sampler), sampler.candidates)
     handle.remember(sampler.latents, run)
     sampler.forget()
 

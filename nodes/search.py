@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
+from .. import __version__
 from ..plots import captioned
 from ..rewards import Judge, RewardMix
 from ..sampling import SearchSettings, make_settings
@@ -18,6 +19,7 @@ from .types import CATEGORY, SHEET, Report, Reward, Settings, as_images, schema
 
 if TYPE_CHECKING:
     from ..sampling.hosts.comfy import Candidates
+    from ..sampling.hosts.comfy_sampler import SearchSampler
 
 _PATIENCE = 8
 """Look-aheads that a reward may fail on at first; a run is not to end over a single one."""
@@ -169,7 +171,15 @@ class SDELatentSearch(io.ComfyNode):
         plain = plain_latents(searched, sampler) if baseline else ExecutionBlocker(None)
         if sampler.result is None:  # denoise 0
             return io.NodeOutput(searched, plain, ExecutionBlocker(None), ExecutionBlocker(None))
-        return io.NodeOutput(searched, plain, sampler.report(), sheet(sampler.candidates))
+        return io.NodeOutput(searched, plain, full_report(sampler), sheet(sampler.candidates))
+
+
+def full_report(sampler: SearchSampler) -> dict:
+    """The last run's report, with what it was made by."""
+    from comfyui_version import __version__ as host
+
+    versions = {"flow_ttrl": __version__, "comfyui": host, "torch": torch.__version__}
+    return sampler.report() | {"versions": versions}
 
 
 def sheet(candidates: Candidates | None) -> torch.Tensor | ExecutionBlocker:

@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import fields
 from pathlib import Path
 
+import flow_ttrl
 from flow_ttrl.sampling.strategies.flow_ttrl import FlowTTRL
 from flow_ttrl.sampling.strategies.steered import Steered
 
@@ -38,3 +39,9 @@ def test_no_tooltip_is_empty():
     texts = tooltips()
     for table in (texts.PAPER, texts.PAPER_ADVANCED, texts.STEERED):
         assert all(text.endswith(".") for text in table.values())
+
+
+def test_the_packs_version_is_the_packages():
+    root = TOOLTIPS.parents[1]
+    text = (root / "pyproject.toml").read_text("utf-8")
+    assert f'version = "{flow_ttrl.__version__}"' in text

@@ -117,6 +117,19 @@ def decoded_in_tiles(vae, latents: Tensor) -> Tensor:
     return pixels.float().movedim(1, -1)
 
 
+def watch_memory(device: torch.device) -> None:
+    """Begin to count what :func:`peak_memory` says."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """GiB that PyTorch held on ``device`` at most; None where it does not count."""
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated(device) / 1024**3, 2)
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether ``error`` is the host's out-of-memory error."""
     known = getattr(comfy.model_management, "is_oom", None)

@@ -23,7 +23,15 @@ from ..settings import SearchSettings
 from ..strategies import STRATEGIES
 from .comfy import NO_IMAGE_GRADIENTS, Candidates, ComfyFlow
 from .comfy_checks import check_latent, check_model, check_vae
-from .comfy_memory import KEY, load_beside, patch_of, reserve, rows_at_once
+from .comfy_memory import (
+    KEY,
+    load_beside,
+    patch_of,
+    peak_memory,
+    reserve,
+    rows_at_once,
+    watch_memory,
+)
 from .comfy_patches import patches, prepare
 from .comfy_progress import Progress
 
@@ -93,6 +101,7 @@ class SearchSampler:
 
     def _run(self, model, sigmas: Tensor, extra_args: dict, callback) -> Tensor:
         began = time.monotonic()
+        watch_memory(model.noise.device)
         self.result = self.latents = self.plain = self.candidates = None
         self.judge.begin()
         flow = ComfyFlow(model, sigmas, extra_args, self.vae, self.judge)
@@ -142,6 +151,7 @@ class SearchSampler:
         self.host = {
             "rows_at_once": flow.items if flow.items > 1 else rows_alone,
             "ran_out_of_memory": flow.rationing.halved,
+            "peak_memory_gib": peak_memory(model.noise.device),
             **(prepared.report() if prepared else {}),
         }
         self.latents = _returned(base, sigmas, self.result.latents)

@@ -82,8 +82,9 @@ def test_it_is_the_search_node_bit_for_bit(server, architecture, cfg, batch):
     assert torch.equal(saved(server, "own-plain"), saved(server, "node-plain"))
     assert torch.equal(saved(server, "off"), saved(server, "stock"))
     ours, theirs = report(run, "own"), report(run, "node")
-    for name in ("settings", "rewards", "plain_rewards", "cost", "reward"):
+    for name in ("settings", "rewards", "plain_rewards", "cost", "reward", "versions"):
         assert ours[name] == theirs[name]
+    assert set(ours["versions"]) == {"flow_ttrl", "comfyui", "torch"}
 
 
 def test_a_result_finds_its_run_by_the_latent(server):
@@ -140,7 +141,7 @@ def test_the_first_half_of_a_schedule_gives_its_clean_estimate(server):
     off, on = half("off", ["off ttrl", 0]), half("on", ["on ttrl", 0])
     ran(server, graphs.demo(), euler, stock, off, on)
     assert torch.equal(saved(server, "off"), saved(server, "plainly"))
-    assert torch.equal(saved(server, "off-clean"), saved(server, "plainly-clean"))
+    assert torch.allclose(saved(server, "off-clean"), saved(server, "plainly-clean"), atol=1e-5)
     noisy, clean = saved(server, "on"), saved(server, "on-clean")
     assert clean.std() < 0.9 * noisy.std()
 
