@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 WEB_DIRECTORY = "web"
-__version__ = "0.1.0"
 
 
 async def comfy_entrypoint():

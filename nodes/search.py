@@ -9,10 +9,10 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph import ExecutionBlocker
 
-from .. import __version__
 from ..plots import captioned
 from ..rewards import Judge, RewardMix
 from ..sampling import SearchSettings, make_settings
+from ..version import VERSION
 from .prompt_text import judged_text
 from .routes import finish_asked
 from .types import CATEGORY, SHEET, Report, Reward, Settings, as_images, schema
@@ -178,7 +178,7 @@ def full_report(sampler: SearchSampler) -> dict:
     """The last run's report, with what it was made by."""
     from comfyui_version import __version__ as host
 
-    versions = {"flow_ttrl": __version__, "comfyui": host, "torch": torch.__version__}
+    versions = {"flow_ttrl": VERSION, "comfyui": host, "torch": torch.__version__}
     return sampler.report() | {"versions": versions}
 
 

@@ -6,9 +6,9 @@ import importlib.util
 from dataclasses import fields
 from pathlib import Path
 
-import flow_ttrl
 from flow_ttrl.sampling.strategies.flow_ttrl import FlowTTRL
 from flow_ttrl.sampling.strategies.steered import Steered
+from flow_ttrl.version import VERSION
 
 TOOLTIPS = Path(__file__).resolve().parents[1] / "nodes" / "tooltips.py"
 
@@ -44,4 +44,4 @@ def test_no_tooltip_is_empty():
 def test_the_packs_version_is_the_packages():
     root = TOOLTIPS.parents[1]
     text = (root / "pyproject.toml").read_text("utf-8")
-    assert f'version = "{flow_ttrl.__version__}"' in text
+    assert f'version = "{VERSION}"' in text
