@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from weakref import WeakKeyDictionary
 
 import comfy.hooks
@@ -49,21 +50,28 @@ def bypass_caches(*options: dict) -> list[str]:
 class Keyframes:
     """Hooks whose strength follows the level: set to a level's own before every call.
 
-    The host moves them forward only, as levels fall.
+    The host moves them forward only, as levels fall. A level's own is where its walk down the
+    schedule has come to there; a level between two of the schedule's has that of the one above.
+
+    Args:
+        sigmas: the schedule, a tensor.
     """
 
-    def __init__(self, model_options: dict, patcher):
+    def __init__(self, model_options: dict, patcher, sigmas: Tensor):
         registered = model_options.get("registered_hooks") or comfy.hooks.HookGroup()
         groups = [(hook, hook.hook_keyframe) for hook in registered.hooks]
-        self.hooks = [(hook, group) for hook, group in groups if group and not group.is_empty()]
+        self.hooks = [
+            (hook, group, _walk(group, sigmas))
+            for hook, group in groups
+            if group and not group.is_empty()
+        ]
         self.patcher = patcher
 
     def set(self, sigma: float) -> None:
-        """Every hook at the last keyframe that has begun at level ``sigma``."""
+        """Every hook at the keyframe that a fresh run has at level ``sigma``."""
         changed = []
-        for hook, group in self.hooks:
-            begun = [n for n, frame in enumerate(group.keyframes) if frame.start_t >= sigma]
-            index = begun[-1] if begun else 0
+        for hook, group, walk in self.hooks:
+            index = [place for level, place in walk if level >= sigma or level == walk[0][0]][-1]
             frame = group.keyframes[index]
             if group._current_strength != frame.strength:
                 changed.append(hook)
@@ -74,6 +82,17 @@ class Keyframes:
             for group in [g for g in cached if any(g.contains(hook) for hook in changed)]:
                 del cached[group]
             self.patcher.patch_hooks(None)
+
+
+def _walk(group: comfy.hooks.HookKeyframeGroup, sigmas: Tensor) -> list[tuple[float, int]]:
+    """Where the host's own walk down the schedule has come to, a keyframe's number by level."""
+    walker, found = copy(group), []
+    walker.reset()
+    walker._curr_t = -1.0  # which the host's reset leaves as it was
+    for sigma in sigmas[:-1]:
+        walker.prepare_current_keyframe(sigma, {"sample_sigmas": sigmas})
+        found.append((sigma.item(), walker._current_index))
+    return found
 
 
 def several_rows(conds: dict[str, list[dict]]) -> bool:
@@ -295,7 +314,7 @@ def prepare(flow, settings) -> Prepared:
             "MODEL"
         )
     flow.one_at_a_time = bool(prepared.names) or several_rows(guider.conds)
-    keyframes = Keyframes(options, flow.base_model.current_patcher)
+    keyframes = Keyframes(options, flow.base_model.current_patcher, flow.sigmas)
     if keyframes.hooks:
         flow.keyframes = keyframes
     return prepared

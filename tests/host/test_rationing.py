@@ -55,6 +55,7 @@ def test_candidates_do_not_walk_through_more_rows_of_conditioning(measured):
 def test_every_velocity_has_its_own_levels_hooks(measured):
     hooks = measured["hooks"]
     assert hooks["off_is_stock"]
+    assert hooks["baseline_far"] < 1e-4
     assert hooks["compared"] == hooks["asked"] > 20
     assert hooks["levels"] > 4
     assert hooks["matters"] > 0.01

@@ -59,6 +59,15 @@ def run(batch: int = 1, conditioning=positive, judge=None, **settings) -> tuple:
     return out["samples"], sampler.report()["host"]
 
 
+def baseline(conditioning) -> torch.Tensor:
+    """The plain sample that a search makes beside itself."""
+    judge = rewards.driven_by("verifier").judge([PROMPT])
+    settings = sampling.make_settings(budget=3.0, keep_better=False)
+    sampler = hosts.SearchSampler(settings, vae, judge, baseline=True)
+    hosts.sample_latents(model, conditioning, negative, empty(), sampler, seed=SEED, **ARGUMENTS)
+    return sampler.plain
+
+
 def stock() -> torch.Tensor:
     arguments = (SEED, STEPS, 3.0, "euler", "simple", positive, negative, empty())
     return nodes.common_ksampler(model, *arguments)[0]["samples"]
@@ -201,6 +210,14 @@ def hooks() -> dict:
     flow_class.ask = ask
     plain, _ = run(micro_batch=1)
 
+    # more keyframes than steps: the host gives each a step of its own, and falls behind
+    dense = comfy.hooks.HookKeyframeGroup()
+    for number in range(12):
+        dense.add(comfy.hooks.HookKeyframe(strength=number / 12, start_percent=number / 24))
+    arguments = (SEED, STEPS, 3.0, "euler", "simple", hooked(dense), negative, empty())
+    lagging = nodes.common_ksampler(model, *arguments)[0]["samples"]
+    beside = baseline(hooked(dense))
+
     # each velocity against a model that has the level's own strength all the time
     strengths = {}
     for strength in (1.0, 0.0, 0.5):
@@ -231,6 +248,7 @@ def hooks() -> dict:
         refused = str(error)
     return {
         "off_is_stock": torch.equal(off, expected),
+        "baseline_far": far(beside, lagging),
         "asked": len(asked),
         "levels": len({sigma for _, sigma, _ in asked}),
         "compared": len(wrong) - 1,
