@@ -32,7 +32,8 @@ from .comfy_memory import (
     rows_at_once,
     watch_memory,
 )
-from .comfy_patches import patches, prepare
+from .comfy_patches import patches
+from .comfy_prepare import prepare
 from .comfy_progress import Progress
 
 SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")
