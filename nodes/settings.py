@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, fields, replace
 
 from comfy_api.latest import io
 
 from ..sampling import STRATEGIES, Parameters, SearchSettings, make_settings, settings_from_json
 from ..sampling.settings import DEFAULT_BUDGET
-from ..sampling.strategies.flow_ttrl import GRADIENTS, FlowTTRL
+from ..sampling.strategies.flow_ttrl import FlowTTRL
 from ..sampling.strategies.steered import Steered
 from . import tooltips
 from .types import ADVANCED, CATEGORY, Settings, schema
@@ -19,11 +19,11 @@ from .types import ADVANCED, CATEGORY, Settings, schema
 _NEVER = 1e6
 """A target_reward that no reward reaches."""
 
+_BETAS = ("beta1", "beta2")
 _AS_BETA = -1.0
 """A beta1 or beta2 that stands for beta."""
 
 _BUDGET = "What the search may cost, in times a plain sample; 1 is a plain sample."
-_OPTIONS = {"gradient": GRADIENTS}
 
 
 class SearchSettingsNode(io.ComfyNode):
@@ -73,7 +73,7 @@ class SearchSettingsNode(io.ComfyNode):
                     "micro_batch",
                     default=0,
                     min=0,
-                    max=256,
+                    max=4096,
                     tooltip="Candidates run through the model at once; 1 when memory is short. 0: "
                     "by the latent's size, two at 1024 px.",
                 ),
@@ -104,9 +104,9 @@ class PaperSettings(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        start = FlowTTRL()
-        values = asdict(start) | {"beta": start.beta1, "beta1": _AS_BETA, "beta2": _AS_BETA}
-        advanced = {name: values[name] for name in tooltips.PAPER_ADVANCED}
+        advanced = {"extra_dict": dict(ADVANCED)}
+        own = [name for name in tooltips.PAPER_ADVANCED if name not in _BETAS]
+        before, after = _split(tooltips.PAPER, "beta")
         return schema(
             node_id="TTRLPaperSettings",
             display_name="TTRL Paper Settings",
@@ -119,8 +119,11 @@ class PaperSettings(io.ComfyNode):
             inputs=[
                 _limits(),
                 _budget(0.0, 0.0, f"{_BUDGET} 0: whatever the parameters below come to."),
-                *_widgets({name: values[name] for name in tooltips.PAPER}, tooltips.PAPER),
-                *_widgets(advanced, tooltips.PAPER_ADVANCED, extra_dict=dict(ADVANCED)),
+                *_widgets(FlowTTRL, before, tooltips.PAPER),
+                _beta("beta", "beta1", FlowTTRL().beta1, 0.0),
+                *_widgets(FlowTTRL, after, tooltips.PAPER),
+                *(_beta(name, name, _AS_BETA, _AS_BETA, **advanced) for name in _BETAS),
+                *_widgets(FlowTTRL, own, tooltips.PAPER_ADVANCED, **advanced),
             ],
             outputs=[Settings.Output(display_name="settings")],
         )
@@ -130,7 +133,7 @@ class PaperSettings(io.ComfyNode):
         cls, budget: float, beta: float, settings: SearchSettings | None = None, **widgets
     ) -> io.NodeOutput:
         values = _values(widgets)
-        for name in ("beta1", "beta2"):
+        for name in _BETAS:
             if values[name] == _AS_BETA:
                 values[name] = beta
         return io.NodeOutput(_settings(FlowTTRL(**values), budget, settings))
@@ -150,7 +153,7 @@ class SteeredSettings(io.ComfyNode):
             inputs=[
                 _limits(),
                 _budget(DEFAULT_BUDGET, 0.0, f"{_BUDGET} 0: the default of {DEFAULT_BUDGET:g}."),
-                *_widgets(asdict(Steered()), tooltips.STEERED),
+                *_widgets(Steered, tooltips.STEERED, tooltips.STEERED),
             ],
             outputs=[Settings.Output(display_name="settings")],
         )
@@ -171,6 +174,12 @@ def _from_text(text: str) -> SearchSettings:
             'report holds under "settings", or clear it'
         ) from error
     return settings_from_json(given)
+
+
+def _split(names: Iterable[str], at: str) -> tuple[list[str], list[str]]:
+    """The names before and after ``at``."""
+    names = list(names)
+    return names[: names.index(at)], names[names.index(at) + 1 :]
 
 
 def _settings(
@@ -195,12 +204,13 @@ def _budget(default: float, low: float, tooltip: str) -> io.Input:
     )
 
 
-def _widgets(defaults: Mapping[str, object], texts: Mapping[str, str], **more) -> list[io.Input]:
-    """A widget for each parameter at its default; two, _first and _last, for a pair."""
+def _widgets(kind: type[Parameters], names: Iterable[str], texts: Mapping[str, str], **more):
+    """A widget for each of a strategy's parameters; two, _first and _last, for a pair."""
+    known = {one.name: one for one in fields(kind)}
     return [
-        _widget(label, name, value, tooltip=texts.get(name, ""), **more)
-        for name, default in defaults.items()
-        for label, value in _ends(name, default)
+        _widget(known[name], label, value, tooltip=texts[name], **more)
+        for name in names
+        for label, value in _ends(name, known[name].default)
     ]
 
 
@@ -222,25 +232,27 @@ def _values(widgets: Mapping[str, object]) -> dict[str, object]:
     return values
 
 
-def _widget(label: str, name: str, default, **more) -> io.Input:
-    """The widget for a value like ``default``; the parameters' own check knows their ranges."""
-    if isinstance(default, str):
-        return io.Combo.Input(
-            label, options=list(_OPTIONS.get(name, [default])), default=default, **more
-        )
+def _widget(one: Field, label: str, default, **more) -> io.Input:
+    """The widget for a field, with the range that its check has."""
+    if "options" in one.metadata:
+        return io.Combo.Input(label, options=list(one.metadata["options"]), default=default, **more)
     if isinstance(default, bool):
         return io.Boolean.Input(label, default=default, **more)
+    low, high = one.metadata["range"]
     if isinstance(default, int):
-        return io.Int.Input(label, default=default, min=0, max=10_000, **more)
-    return io.Float.Input(
-        label, default=default, min=min(default, 0.0), max=1e6, step=_step(default), **more
-    )
+        return io.Int.Input(label, default=default, min=low, max=high, **more)
+    return io.Float.Input(label, default=default, min=low, max=high, step=_step(default), **more)
+
+
+def _beta(name: str, like: str, default: float, low: float, **more) -> io.Input:
+    """A weight with the range of FlowTTRL's ``like``, from ``low``."""
+    high = {one.name: one.metadata for one in fields(FlowTTRL)}[like]["range"][1]
+    text = {**tooltips.PAPER, **tooltips.PAPER_ADVANCED}[name]
+    return io.Float.Input(name, default=default, min=low, max=high, step=1e-5, tooltip=text, **more)
 
 
 def _step(default: float) -> float:
     """A power of ten, at most 1, about a tenth of ``default``."""
     if default == 0:
         return 0.01
-    if default < 0:  # stands for another value, of any size
-        return 1e-5
     return float(f"1e{min(math.floor(math.log10(default)) - 1, 0)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import ClassVar
 
 DEFAULT_BUDGET = 6.0
@@ -32,9 +32,37 @@ def within(name: str, value: float, low: float, high: float, why: str = "") -> N
         raise ValueError(f"expected {name} within {low:g}..{high:g}{reason}; got {value!r}")
 
 
+def ranged(default, low: float, high: float, why: str = ""):
+    """A field of a number, or a pair of them, within ``low``..``high``; whole if ``default`` is."""
+    return field(default=default, metadata={"range": (low, high), "why": why})
+
+
+def chosen(default: str, options: tuple[str, ...]):
+    """A field of one of ``options``."""
+    return field(default=default, metadata={"options": options})
+
+
+def _check(one: Field, value) -> None:
+    """Raise ValueError unless ``value`` is one of the field's kind and within its range."""
+    if "options" in one.metadata:
+        one_of(one.name, value, one.metadata["options"])
+    elif isinstance(one.default, bool):
+        flag(one.name, value)
+    elif isinstance(one.default, tuple):
+        if not isinstance(value, tuple) or len(value) != 2:
+            raise ValueError(f"expected {one.name} to be (first, last), got {value!r}")
+        for end in value:
+            within(one.name, end, *one.metadata["range"], one.metadata["why"])
+    else:
+        kind = whole if isinstance(one.default, int) else within
+        kind(one.name, value, *one.metadata["range"], one.metadata["why"])
+
+
 @dataclass(frozen=True)
 class Parameters:
     """A strategy's own parameters; each strategy's file has a frozen subclass.
+
+    Every field is a flag, or made by :func:`ranged` or :func:`chosen`, which say what it may be.
 
     Attributes:
         strategy: the strategy's name.
@@ -46,26 +74,15 @@ class Parameters:
     version: ClassVar[int] = 1
 
     def __post_init__(self):
-        for field in fields(self):  # JSON has no tuples
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
-        self.check()
-
-    def check(self) -> None:
-        """Raise ValueError for a value out of range."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, list):  # JSON has no tuples
+                object.__setattr__(self, one.name, tuple(value))
+            _check(one, getattr(self, one.name))
 
     def own_calls(self, steps: int, tail: int) -> int:
         """Calls that these parameters come to over ``steps``, where no budget is given."""
         return budget_calls(DEFAULT_BUDGET, steps, tail)
-
-
-def pair(name: str, value: Sequence, check, *bounds) -> None:
-    """Check a (first, last) pair, each by ``check(name, value, *bounds)``."""
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise ValueError(f"expected {name} to be (first, last), got {value!r}")
-    for end in value:
-        check(name, end, *bounds)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..run import Run
-from ..settings import Parameters, whole
+from ..settings import Parameters, ranged
 from ..state import State, take
 from .common import top, whole_samples
 
@@ -22,10 +22,7 @@ class Drafts(Parameters):
 
     strategy = "drafts"
 
-    draft_steps: int = 6
-
-    def check(self) -> None:
-        whole("draft_steps", self.draft_steps, 1, 1000)
+    draft_steps: int = ranged(6, 1, 1000)
 
 
 def drafts(run: Run, start: Tensor, settings: Drafts) -> Iterator[State]:

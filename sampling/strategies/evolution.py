@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..run import Run
-from ..settings import Parameters, whole, within
+from ..settings import Parameters, ranged
 from ..state import State, take
 from ..steps import cps_step
 from .common import cat_values, draft_of, largest, pick_values, top, whole_samples
@@ -31,18 +31,11 @@ class Evolution(Parameters):
 
     strategy = "evolution"
 
-    elites: int = 2
-    generations: int = 3
-    window: float = 0.3
-    mutation: float = 0.5
-    draft_steps: int = 6
-
-    def check(self) -> None:
-        whole("elites", self.elites, 1, 64)
-        whole("generations", self.generations, 0, 64)
-        whole("draft_steps", self.draft_steps, 1, 1000)
-        within("mutation", self.mutation, 0, 1)
-        within("window", self.window, 0, 1)
+    elites: int = ranged(2, 1, 64)
+    generations: int = ranged(3, 0, 64)
+    window: float = ranged(0.3, 0, 1)
+    mutation: float = ranged(0.5, 0, 1)
+    draft_steps: int = ranged(6, 1, 1000)
 
 
 def evolution(run: Run, start: Tensor, settings: Evolution) -> Iterator[State]:

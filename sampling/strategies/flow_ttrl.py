@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..run import Run
-from ..settings import Parameters, flag, one_of, pair, whole, within
+from ..settings import Parameters, chosen, ranged
 from ..state import State
 from ..steps import LinearStep, largest_eta, sde_step
 from ..updates import Group, average_where_missing, cotangent
@@ -51,34 +51,21 @@ class FlowTTRL(Parameters):
 
     strategy = "flow_ttrl"
 
-    group_size: int = 6
-    rl_iterations: int = 2
-    internal_reward_timestep: float = 0.2
-    external_reward_timestep: float = 0.5
-    noise_range: tuple[float, float] = (1.5, 0.5)
-    gradient: str = "exact"
-    scale_factor: float = 500.0
-    prdp_scale: float = 0.01
-    grpo_scale: float = 10.0
-    beta1: float = 2e-4
-    beta2: float = 2e-4
-    clip: float = 0.02
-    adv_clip_max: float = 5.0
-    reward_diff_threshold: float = 0.0
+    group_size: int = ranged(6, 2, 256, "advantages compare candidates")
+    rl_iterations: int = ranged(2, 1, 64)
+    internal_reward_timestep: float = ranged(0.2, 0, 1)
+    external_reward_timestep: float = ranged(0.5, 0, 1)
+    noise_range: tuple[float, float] = ranged((1.5, 0.5), 1e-3, 10, "eta 0 makes candidates alike")
+    gradient: str = chosen("exact", GRADIENTS)
+    scale_factor: float = ranged(500.0, 0, 1e9)
+    prdp_scale: float = ranged(0.01, 0, 1e9)
+    grpo_scale: float = ranged(10.0, 0, 1e9)
+    beta1: float = ranged(2e-4, 1e-9, 1e9)
+    beta2: float = ranged(2e-4, 0, 1e9)
+    clip: float = ranged(0.02, 1e-9, 1e9)
+    adv_clip_max: float = ranged(5.0, 1e-9, 1e9)
+    reward_diff_threshold: float = ranged(0.0, 0, 1e9)
     rationorm: bool = True
-
-    def check(self) -> None:
-        one_of("gradient", self.gradient, GRADIENTS)
-        flag("rationorm", self.rationorm)
-        whole("group_size", self.group_size, 2, 256, "advantages compare candidates")
-        whole("rl_iterations", self.rl_iterations, 1, 64)
-        within("internal_reward_timestep", self.internal_reward_timestep, 0, 1)
-        within("external_reward_timestep", self.external_reward_timestep, 0, 1)
-        pair("noise_range", self.noise_range, within, 1e-3, 10, "eta 0 makes candidates alike")
-        for name in ("beta1", "clip", "adv_clip_max"):
-            within(name, getattr(self, name), 1e-9, 1e9)
-        for name in ("scale_factor", "prdp_scale", "grpo_scale", "beta2", "reward_diff_threshold"):
-            within(name, getattr(self, name), 0, 1e9)
 
     def own_calls(self, steps: int, tail: int) -> int:
         return self._price(self._window(steps), steps, tail)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..run import Run
-from ..settings import Parameters, whole, within
+from ..settings import Parameters, ranged
 from ..state import State, take
 from .common import draft_of, largest, top, whole_samples
 
@@ -29,20 +29,12 @@ class Glass(Parameters):
 
     strategy = "glass"
 
-    transitions: int = 4
-    window: float = 0.8
-    inner: int = 3
-    correlation: float = 0.4
-    parents: int = 2
-    draft_steps: int = 4
-
-    def check(self) -> None:
-        whole("transitions", self.transitions, 1, 64)
-        whole("inner", self.inner, 1, 64)
-        whole("parents", self.parents, 1, 64)
-        whole("draft_steps", self.draft_steps, 1, 1000)
-        within("correlation", self.correlation, 0, 1)
-        within("window", self.window, 0, 1)
+    transitions: int = ranged(4, 1, 64)
+    window: float = ranged(0.8, 0, 1)
+    inner: int = ranged(3, 1, 64)
+    correlation: float = ranged(0.4, 0, 1)
+    parents: int = ranged(2, 1, 64)
+    draft_steps: int = ranged(4, 1, 1000)
 
 
 def glass(run: Run, start: Tensor, settings: Glass) -> Iterator[State]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..objectives import advantages
 from ..run import Run
-from ..settings import Parameters, whole, within
+from ..settings import Parameters, ranged
 from ..state import State, take
 from ..steps import cps_step
 from ..updates import average_where_missing
@@ -31,16 +31,10 @@ class Particles(Parameters):
 
     strategy = "particles"
 
-    every: int = 3
-    window: float = 0.8
-    temperature: float = 2.0
-    eta: float = 0.5
-
-    def check(self) -> None:
-        whole("every", self.every, 1, 1000)
-        within("window", self.window, 0, 1)
-        within("temperature", self.temperature, 0, 1000)
-        within("eta", self.eta, 0, 1)
+    every: int = ranged(3, 1, 1000)
+    window: float = ranged(0.8, 0, 1)
+    temperature: float = ranged(2.0, 0, 1000)
+    eta: float = ranged(0.5, 0, 1)
 
 
 def particles(run: Run, start: Tensor, settings: Particles) -> Iterator[State]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..run import Run
-from ..settings import Parameters, whole, within
+from ..settings import Parameters, ranged
 from ..state import State, take
 from .common import draft_of, largest, share_of, top, whole_samples
 
@@ -26,18 +26,11 @@ class Paths(Parameters):
 
     strategy = "paths"
 
-    width: int = 2
-    rounds: int = 3
-    window: float = 0.6
-    back_share: float = 0.1
-    draft_steps: int = 6
-
-    def check(self) -> None:
-        whole("width", self.width, 1, 64)
-        whole("rounds", self.rounds, 0, 64)
-        for name in ("window", "back_share"):
-            within(name, getattr(self, name), 0, 1)
-        whole("draft_steps", self.draft_steps, 1, 1000)
+    width: int = ranged(2, 1, 64)
+    rounds: int = ranged(3, 0, 64)
+    window: float = ranged(0.6, 0, 1)
+    back_share: float = ranged(0.1, 0, 1)
+    draft_steps: int = ranged(6, 1, 1000)
 
 
 def paths(run: Run, start: Tensor, settings: Paths) -> Iterator[State]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..flow import Values
 from ..run import Run
-from ..settings import Parameters, within
+from ..settings import Parameters, ranged
 from ..state import State, per_item
 from ..steps import ancestral_std, cps_step
 from .common import whole_samples
@@ -26,10 +26,7 @@ class RBF(Parameters):
 
     strategy = "rbf"
 
-    noise_share: float = 1.0
-
-    def check(self) -> None:
-        within("noise_share", self.noise_share, 1e-3, 1)
+    noise_share: float = ranged(1.0, 1e-3, 1)
 
 
 def rbf(run: Run, start: Tensor, settings: RBF) -> Iterator[State]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..run import Run
-from ..settings import Parameters, within
+from ..settings import Parameters, ranged
 from ..state import State
 from ..updates import norm, unit
 
@@ -27,12 +27,8 @@ class RewardGradient(Parameters):
 
     strategy = "reward_gradient"
 
-    begin: float = 0.67
-    ascent: float = 0.01
-
-    def check(self) -> None:
-        within("begin", self.begin, 0, 1)
-        within("ascent", self.ascent, 0, 1)
+    begin: float = ranged(0.67, 0, 1)
+    ascent: float = ranged(0.01, 0, 1)
 
 
 CALLS_PER_ASCENT = 3

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..flow import Values
 from ..run import Run
 from ..schedules import spaced
-from ..settings import Parameters, whole, within
+from ..settings import Parameters, ranged
 from ..state import State, take
 from .common import MOST, cat_values, top, whole_samples
 
@@ -38,18 +38,11 @@ class Steered(Parameters):
 
     strategy = "steered"
 
-    draft_steps: int = 5
-    rounds: int = 4
-    decay: float = 0.7
-    correlation: float = 0.3
-    parents: int = 2
-
-    def check(self) -> None:
-        whole("draft_steps", self.draft_steps, 1, 1000)
-        whole("rounds", self.rounds, 1, 64)
-        within("decay", self.decay, 0.01, 1)
-        within("correlation", self.correlation, 0, 1)
-        whole("parents", self.parents, 1, 64)
+    draft_steps: int = ranged(5, 1, 1000)
+    rounds: int = ranged(4, 1, 64)
+    decay: float = ranged(0.7, 0.01, 1)
+    correlation: float = ranged(0.3, 0, 1)
+    parents: int = ranged(2, 1, 64)
 
 
 @dataclass(frozen=True)

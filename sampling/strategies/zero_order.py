@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..run import Run
-from ..settings import Parameters, whole, within
+from ..settings import Parameters, ranged
 from ..state import State, take
 from .common import cat_values, pick_values, top, whole_samples
 
@@ -26,14 +26,9 @@ class ZeroOrder(Parameters):
 
     strategy = "zero_order"
 
-    neighbours: int = 4
-    radius: float = 0.6
-    draft_steps: int = 6
-
-    def check(self) -> None:
-        whole("neighbours", self.neighbours, 1, 256)
-        within("radius", self.radius, 0, math.pi / 2)
-        whole("draft_steps", self.draft_steps, 1, 1000)
+    neighbours: int = ranged(4, 1, 256)
+    radius: float = ranged(0.6, 0, math.pi / 2)
+    draft_steps: int = ranged(6, 1, 1000)
 
 
 def zero_order(run: Run, start: Tensor, settings: ZeroOrder) -> Iterator[State]:

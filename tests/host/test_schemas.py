@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from flow_ttrl.sampling.strategies.flow_ttrl import FlowTTRL
+from flow_ttrl.sampling.strategies.steered import Steered
 
 SNAPSHOT = Path(__file__).parent / "schemas.json"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -43,6 +47,22 @@ def test_schemas_are_as_saved_workflows_know_them(ours):
     if os.environ.get("FLOW_TTRL_SCHEMAS") == "1":
         SNAPSHOT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     assert found == json.loads(SNAPSHOT.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("node", "kind"), [("TTRLSteeredSettings", Steered), ("TTRLPaperSettings", FlowTTRL)]
+)
+def test_widgets_have_the_ranges_that_settings_accept(ours, node, kind):
+    """But for beta1 and beta2, which may be -1 too: as beta."""
+    inputs = ours[node]["input"]["required"]
+    for one in fields(kind):
+        pair = isinstance(one.default, tuple)
+        for name in (f"{one.name}_first", f"{one.name}_last") if pair else (one.name,):
+            options = inputs[name][1]
+            if "range" in one.metadata:
+                low, high = one.metadata["range"]
+                low = -1 if one.name in ("beta1", "beta2") else low
+                assert (options["min"], options["max"]) == (low, high), name
 
 
 def test_every_node_has_a_help_page_in_two_languages(server, ours):
