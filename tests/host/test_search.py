@@ -378,8 +378,8 @@ def test_errors_come_before_the_first_model_call(server):
     assert "expected a strategy out of steered" in refused(server, demo, unknown)
     half = graphs.search("bad", 1, STEPS, settings_json='{"budget": 0.5}')
     assert "expected budget within 1..1000" in refused(server, demo, half)
-    paper = graphs.defaults(server, "TTRLPaperSettings", group_size=1)
-    alone = graphs.search("bad", 1, STEPS, settings=paper)
+    lonely = '{"strategy": "flow_ttrl", "parameters": {"group_size": 1}}'
+    alone = graphs.search("bad", 1, STEPS, settings_json=lonely)
     assert "expected group_size within 2..256" in refused(server, demo, alone)
 
 
