@@ -47,8 +47,8 @@ class SearchSampler:
         judge: what images are scored by.
         baseline: also sample plainly, for comparison.
         models: patchers of what ``judge`` needs on the device, loaded beside the model.
-        finish_asked: of a time.monotonic(), asked before each step; where it says yes for the end
-            of the last run, the search ends and finishes the best so far.
+        finish_asked: of a time.monotonic(), asked before each step; where it says yes for the run's
+            beginning, the search ends and finishes the best so far.
         on_result: told of a run's sampler when it has its result.
 
     Attributes:
@@ -77,7 +77,7 @@ class SearchSampler:
         self.plain: Tensor | None = None
         self.candidates: Candidates | None = None
         self.host: dict = {}
-        self._since = time.monotonic()
+        self._made: float | None = time.monotonic()
 
     def sampler(self) -> comfy.samplers.KSAMPLER:
         """The SAMPLER. ComfyUI reads its function's name, so that it has to be a plain function."""
@@ -102,6 +102,8 @@ class SearchSampler:
 
     def _run(self, model, sigmas: Tensor, extra_args: dict, callback) -> Tensor:
         began = time.monotonic()
+        # a click while the model was loading counts, one after an earlier run does not
+        since, self._made = self._made or began, None
         watch_memory(model.noise.device)
         self.result = self.latents = self.plain = self.candidates = None
         self.judge.begin()
@@ -146,8 +148,9 @@ class SearchSampler:
             seed=extra_args.get("seed") or 0,
             baseline=self.baseline,
             on_step=on_step,
-            finish_now=lambda: self.finish_asked(self._since),
+            finish_now=lambda: self.finish_asked(since),
         )
+        self.result = replace(self.result, settings=self.settings)
         rows_alone = 1 if flow.one_at_a_time else settings.micro_batch
         self.host = {
             "rows_at_once": flow.items if flow.items > 1 else rows_alone,
@@ -162,7 +165,6 @@ class SearchSampler:
         returned = self.result.latents
         if self.on_result is not None:
             self.on_result(self)
-        self._since = time.monotonic()
         return returned
 
     def forget(self) -> None:

@@ -179,6 +179,7 @@ def test_default_settings_run(server):
     assert told["unwired"]["budget"] == 6
     assert told["unwired"]["keep_better"]
     assert told["search"] == told["steered"] == told["unwired"]
+    assert told["unwired"]["micro_batch"] == 0
     for name in ("search", "steered"):
         assert torch.equal(saved(server, name), saved(server, "unwired"))
     paper = told["paper"]
