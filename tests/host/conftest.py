@@ -14,12 +14,15 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS, RUN_SECONDS = 180, 300
+FOLDER = "comfyui-flow-ttrl"
+"""What README's clone names the pack's folder."""
 
 
 def pytest_collection_modifyitems(config, items):
@@ -199,14 +202,19 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(home, python, tmp_path_factory):
-    """A running server; started once, ended by its process id."""
+    """A running server; started once."""
+    with started(home, python, tmp_path_factory.mktemp("comfyui"), FOLDER) as running:
+        yield running
+
+
+@contextmanager
+def started(home: Path, python: str, base: Path, folder: str, *flags: str):
+    """A server of its own that finds the pack as ``custom_nodes/<folder>``; ended by its id."""
     import requests
 
-    base = tmp_path_factory.mktemp("comfyui")
-    for folder in ("custom_nodes", "models", "input", "output", "temp", "user"):
-        (base / folder).mkdir()
-    (base / "custom_nodes" / "flow-ttrl").symlink_to(ROOT)
-    (base / "elsewhere").mkdir()
+    for name in ("custom_nodes", "models", "input", "output", "temp", "user", "elsewhere"):
+        (base / name).mkdir()
+    (base / "custom_nodes" / folder).symlink_to(ROOT)
     shutil.copy(home / "input" / "example.png", base / "input" / "example.png")
     mapped = f"own:\n    base_path: {base}\n    reward_models: elsewhere\n"
     (base / "extra_model_paths.yaml").write_text(mapped)
@@ -217,7 +225,7 @@ def server(home, python, tmp_path_factory):
     command += ["--port", str(port), "--base-directory", str(base), "--disable-api-nodes"]
     command += ["--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb"]
     command += ["--disable-auto-launch", "--cache-classic"]
-    command += ["--extra-model-paths-config", str(base / "extra_model_paths.yaml")]
+    command += ["--extra-model-paths-config", str(base / "extra_model_paths.yaml"), *flags]
     log_path = base / "server.log"
     with log_path.open("w") as log:
         process = subprocess.Popen(  # noqa: S603

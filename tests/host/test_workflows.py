@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import FOLDER
 from graphs import node as node_
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,10 +20,10 @@ def api_form(name: str) -> dict:
 
 
 def test_template_browser_lists_every_workflow_with_its_picture(server):
-    listed = server.get("/workflow_templates").json()["flow-ttrl"]
+    listed = server.get("/workflow_templates").json()[FOLDER]
     assert sorted(listed) == [path.stem for path in WORKFLOWS]
     for name in listed:
-        address = f"/api/workflow_templates/flow-ttrl/{name}"
+        address = f"/api/workflow_templates/{FOLDER}/{name}"
         assert server.get(f"{address}.json").json()["nodes"]
         assert server.get(f"{address}.jpg").content[:3] == b"\xff\xd8\xff"
 
