@@ -168,3 +168,44 @@ def test_a_missing_node_is_noticed(frontend):
     problems = frontend.problems()
     assert "unknown type NoPackHasThisNode" in problems
     assert any(problem.startswith("dialog") for problem in problems)
+
+
+def test_blueprint_takes_ksamplers_place(frontend):
+    """The host offers it; wired up by hand it runs, its prompt read through its border."""
+    (blueprint,) = (ROOT / "subgraphs").glob("*.json")
+    offered = frontend.server.get("/global_subgraphs").json()
+    assert blueprint.stem in {entry["name"] for entry in offered.values()}
+    frontend.open("blueprint.json", read(blueprint))
+    frontend.page.evaluate(
+        """() => {
+          const add = (type, x, y, values = {}) => {
+            const node = LiteGraph.createNode(type);
+            app.graph.add(node);
+            node.pos = [x, y];
+            for (const w of node.widgets ?? []) if (w.name in values) w.value = values[w.name];
+            return node;
+          };
+          const block = app.graph._nodes[0];
+          const model = add("TTRLDemoModel", -900, 0);
+          const yes = add("CLIPTextEncode", -500, 0, {text: "a red circle left of a blue square"});
+          const no = add("CLIPTextEncode", -500, 260);
+          const latent = add("EmptySD3LatentImage", -500, 520, {width: 96, height: 96});
+          const wire = (from, slot, to, name) => from.connect(slot, to, to.findInputSlot(name));
+          for (const encoder of [yes, no]) wire(model, 1, encoder, "clip");
+          wire(model, 0, block, "model");
+          wire(yes, 0, block, "positive");
+          wire(no, 0, block, "negative");
+          wire(latent, 0, block, "latent_image");
+          wire(model, 2, block, "vae");
+          wire(model, 3, block, "reward");
+          for (const [slot, y] of [[0, 0], [1, 340], [2, 680]])
+            wire(block, slot, add("PreviewImage", 500, y), "images");
+        }"""
+    )
+    history = frontend.run()
+    assert outcome(history) == "success"
+    images = [o for output in history["outputs"].values() for o in output.get("images", [])]
+    assert len(images) == 3
+    mode = "-nodes2" if frontend.nodes2 else ""
+    frontend.picture(OUT / f"blueprint{mode}.png", frontend.everything(), 1600)
+    assert frontend.complaints == []

@@ -215,6 +215,8 @@ def started(home: Path, python: str, base: Path, folder: str, *flags: str):
     for name in ("custom_nodes", "models", "input", "output", "temp", "user", "elsewhere"):
         (base / name).mkdir()
     (base / "custom_nodes" / folder).symlink_to(ROOT)
+    of_tests = Path(__file__).parent / "random_conditioning"
+    (base / "custom_nodes" / of_tests.name).symlink_to(of_tests)
     shutil.copy(home / "input" / "example.png", base / "input" / "example.png")
     mapped = f"own:\n    base_path: {base}\n    reward_models: elsewhere\n"
     (base / "extra_model_paths.yaml").write_text(mapped)
