@@ -23,6 +23,8 @@ DISPLAY_ONLY = {"PreviewAny"}
 """Nodes whose widgets only show results; their number differs between versions."""
 LOADERS = {"CheckpointLoaderSimple", "UNETLoader", "DualCLIPLoader", "CLIPLoader", "VAELoader"}
 AGAIN = "run the browser tests with FLOW_TTRL_THUMBNAILS=1 to bring it up to date"
+NODES2_AS_TALL = 29
+"""0.x from which Nodes 2.0 draws nodes as tall as the canvas does; before, it was a trial."""
 FRONTEND_ONLY = {"Note", "MarkdownNote"}
 """Nodes that never reach the server."""
 
@@ -58,6 +60,11 @@ def overlaps(loaded: list[dict]) -> list[str]:
         for a, b in itertools.combinations(loaded, 2)
         if not apart(a["box"], b["box"])
     ]
+
+
+def minor(version: str) -> int:
+    """The 29 of 0.29.1."""
+    return int(version.split(".")[1])
 
 
 def outcome(history: dict) -> str:
@@ -96,7 +103,8 @@ def test_workflow_opens_and_runs(frontend, version, path):
     mode = "-nodes2" if frontend.nodes2 else ""
     frontend.picture(OUT / f"{path.stem}-{version}{mode}.png", frontend.everything(), 2400)
     assert frontend.complaints == []
-    assert overlaps(frontend.nodes()) == []
+    if not (frontend.nodes2 and minor(version) < NODES2_AS_TALL):
+        assert overlaps(frontend.nodes()) == []
 
     form = api_form(prompt)
     if WRITE and not frontend.nodes2:
@@ -119,7 +127,10 @@ def test_finish_now_is_a_button(frontend):
     saved = frontend.page.evaluate("() => app.graph.serialize()")
     for node, stored in zip(saved["nodes"], workflow["nodes"], strict=True):
         if node["type"] == "TTRLSDELatentSearch":
-            assert len(node["widgets_values"]) == len(stored["widgets_values"])
+            wanted = stored["widgets_values"]
+            values = node["widgets_values"]  # the host's own line of text may stand behind them
+            assert values[: len(wanted)] == wanted
+            assert all(value is None or isinstance(value, str) for value in values[len(wanted) :])
 
 
 def api_form(prompt: dict) -> dict:
