@@ -11,6 +11,7 @@ import json
 import pytest
 import torch
 from graphs import node, search, stock
+from test_search import saved
 from test_workflows import api_form
 
 CONDITIONING = {
@@ -48,7 +49,7 @@ def parts(name: str) -> dict:
         "negative": node("RandomConditioning", width=width, pooled=pooled, seed=2),
         "latent": node("EmptySD3LatentImage", width=SIDE, height=SIDE, batch_size=1),
         "demo": node("TTRLDemoModel", architecture="sd3", reward="verifier"),
-        "reward": node("TTRLLoadReward", reward="white", path="", preprocess="official"),
+        "reward": node("TTRLLoadReward", reward="white", path="", text="", preprocess="official"),
     }
 
 
@@ -65,8 +66,7 @@ def test_search_off_is_ksampler_and_on_it_gains(server, name):
     run = server.run(graph)
     assert run.status == "success", run.error
     expected, plain, found = (
-        server.load(f"{name}-{kind}_00001_.latent")["latent_tensor"]
-        for kind in ("stock", "on-plain", "on")
+        saved(server, f"{name}-{kind}") for kind in ("stock", "on-plain", "on")
     )
     assert torch.equal(plain, expected)
     assert found.shape == expected.shape

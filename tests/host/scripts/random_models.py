@@ -68,7 +68,7 @@ SD3 = {
     "out_channels": 16,
     "patch_size": 2,
     "depth": 4,
-    "num_blocks": 2,
+    "num_blocks": 4,
     "adm_in_channels": 2048,
     "context_embedder_config": {
         "target": "torch.nn.Linear",
