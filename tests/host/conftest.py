@@ -208,12 +208,14 @@ def server(home, python, tmp_path_factory):
 
 
 @contextmanager
-def started(home: Path, python: str, base: Path, folder: str, *flags: str):
+def started(
+    home: Path, python: str, base: Path, folder: str, *flags: str, device: tuple = ("--cpu",)
+):
     """A server of its own that finds the pack as ``custom_nodes/<folder>``; ended by its id."""
     import requests
 
     for name in ("custom_nodes", "models", "input", "output", "temp", "user", "elsewhere"):
-        (base / name).mkdir()
+        (base / name).mkdir(exist_ok=True)
     (base / "custom_nodes" / folder).symlink_to(ROOT)
     of_tests = Path(__file__).parent / "random_conditioning"
     (base / "custom_nodes" / of_tests.name).symlink_to(of_tests)
@@ -223,7 +225,7 @@ def started(home: Path, python: str, base: Path, folder: str, *flags: str):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [python, str(home / "main.py"), "--cpu", "--listen", "127.0.0.1"]
+    command = [python, str(home / "main.py"), *device, "--listen", "127.0.0.1"]
     command += ["--port", str(port), "--base-directory", str(base), "--disable-api-nodes"]
     command += ["--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb"]
     command += ["--disable-auto-launch", "--cache-classic"]

@@ -7,16 +7,12 @@ from pathlib import Path
 
 import pytest
 from conftest import FOLDER
+from graphs import api_form
 from graphs import node as node_
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 DEMO = "01_demo_no_downloads"
-
-
-def api_form(name: str) -> dict:
-    path = Path(__file__).parent / "workflows_api" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_template_browser_lists_every_workflow_with_its_picture(server):

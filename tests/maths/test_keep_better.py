@@ -33,6 +33,23 @@ class Misled(Wrapped):
         return {name: torch.where(true, value, value - 100) for name, value in values.items()}
 
 
+class Crowded(Wrapped):
+    """A flow whose answer depends on the rows of a call, as rounding does."""
+
+    def velocity(self, x, sigma, item):
+        return super().velocity(x, sigma, item) + 1e-3 * len(x)
+
+
+@EACH
+@pytest.mark.parametrize("budget", [1.0, 3.0])
+def test_the_plain_sample_is_sampled_as_without_a_search(strategy, budget):
+    """Bit for bit, also where the strategy makes it on its way."""
+    flow = Crowded(GaussianWorld(8, steps=4))
+    x = flow.flow.noise(2)
+    result = search(flow, x, make_settings(strategy, budget=budget), baseline=True)
+    assert torch.equal(result.plain.latents, sample(flow, x))
+
+
 @EACH
 @pytest.mark.parametrize("reward", REWARDS)
 def test_never_below_the_plain_sample(strategy, reward):
