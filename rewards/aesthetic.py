@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from .base import Reward, check_images
+from .base import Reward
 from .checkpoints import Checkpoint, empty, fill
 from .networks import Head, ImageTower, Place
 from .preprocess import squashed_pixels
@@ -74,8 +74,7 @@ class Aesthetic(Reward):
         self.head = place(head)
         self.networks = (tower.network, self.head)
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.head(self.tower.unit_features(images))[:, 0].to(images.device)
 
 

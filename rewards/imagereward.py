@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from .base import Reward, check_images
+from .base import Reward
 from .checkpoints import Checkpoint, empty, fill
 from .networks import Head, Place
 from .preprocess import torchvision_pixels
@@ -125,8 +125,7 @@ class ImageReward(Reward):
     def check(self, prompts: list[str]) -> None:
         self.tokens.warn(prompts)
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         pixels = self.pixels(images.to(self.network.device))
         raw = self.network(pixels, self.tokens(prompts), self.tokens.masks(prompts))[:, 0]
         return ((raw - MEAN) / STD).to(images.device)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Reward, check_images, eight_bits
+from .base import Reward, eight_bits
 
 QUOTES = re.compile("|".join(f"{a}([^{b}]*){b}" for a, b in ('""', "\u201c\u201d", "«»", "「」")))
 """Straight and curly double quotes, guillemets, corner brackets."""
@@ -185,8 +185,7 @@ class OCR(Reward):
         for prompt in prompts:
             self.target(prompt)
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         scores = [
             likeness("".join(self.engine.read(array)), self.target(prompt))
             for array, prompt in zip(eight_bits(images), prompts, strict=True)
