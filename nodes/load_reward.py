@@ -75,8 +75,8 @@ class LoadReward(io.ComfyNode):
                 io.String.Input(
                     "text",
                     default="",
-                    tooltip="For ocr: the text to be read. Empty: all that the prompt has in double "
-                    "quotes.",
+                    tooltip="For ocr: the text to be read. Empty: all that the prompt has in "
+                    "double quotes.",
                 ),
                 io.Combo.Input(
                     "preprocess",

@@ -89,6 +89,18 @@ def eight_bits(images: Tensor) -> np.ndarray:
     return (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
+def check_prompts(prompts: list[str]) -> None:
+    """Raise ValueError for a prompt that is no text: one with half a letter (a lone surrogate)."""
+    for prompt in prompts:
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"expected a prompt of whole letters, got {prompt[error.start]!a} at place "
+                f"{error.start} of it, which is none; type that letter anew, in UTF-8"
+            ) from None
+
+
 def finite_images(images: Tensor) -> Tensor:
     """Which [B] of ``images`` [B, H, W, 3] have no NaN and no infinity in them."""
     return images.detach().isfinite().flatten(1).all(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .analytic import ANALYTIC
 from .base import Reward
-from .files import File, default_folders, program
+from .files import File, default_folders, given_path, program, shell_word
 from .networks import Place, on_device
 
 PREPROCESS = ("official", "paper")
@@ -84,11 +84,11 @@ def check_files(name: str, folders: Sequence[Path], path: str | Path | None = No
         ValueError: a path for a reward that has no file.
     """
     found = entry(name)
-    if path and not found.files:
+    if path and str(path).strip() and not found.files:
         raise ValueError(f"expected no path for {name!r}, which has no files, got {path}; clear it")
-    if path and not Path(path).expanduser().exists():
-        raise FileNotFoundError(f"expected a file or folder at {path}, got none; mend the path")
-    own = [Path(path).expanduser()] if path else []
+    own = [given_path(path)] if path and str(path).strip() else []
+    if own and not own[0].exists():
+        raise FileNotFoundError(f"expected a file or folder at {own[0]}, got none; mend the path")
     beside = [*folders, *(p if p.is_dir() else p.parent for p in own)]
     others = found.files[len(own) :]
     absent = [file for file in others if file.find(beside) is None]
@@ -96,7 +96,7 @@ def check_files(name: str, folders: Sequence[Path], path: str | Path | None = No
         raise FileNotFoundError(
             f"{name}: expected {'; and '.join(file.lacking(folders) for file in absent)}; got no "
             f"such file in {' or '.join(str(folder) for folder in folders)}. Put it there, or run: "
-            f'{program()} rewards --download {name} --models "{folders[0]}"'
+            f"{program()} rewards --download {name} --models {shell_word(folders[0])}"
         )
     return own + [file.find(beside) for file in others]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from .base import Reward, check_images, finite_images
-from .checkpoints import Checkpoint, empty, fill, stamp
+from .checkpoints import Checkpoint, empty, fill, sizes, stamp
 from .likeness import Likeness
 from .networks import ImageTower, Network, Place, TextFeatures
 from .preprocess import bilinear_pixels, clip_pixels
@@ -114,9 +114,9 @@ def load_part(part: type, path: Path, architecture: dict, place: Place) -> Netwo
     if network is None:
         checkpoint = Checkpoint(path)
         checkpoint.check_keys(_KNOWN, "CLIP")
-        config = CLIPConfig(**(checkpoint.config or architecture))
+        given = sizes(checkpoint.config or architecture)
         tensors = checkpoint.tensors(_PARTS[part], _drop_position_ids)
-        network = place(fill(empty(lambda: part(config)), tensors, path))
+        network = place(fill(empty(lambda: part(CLIPConfig(**given)), path), tensors, path))
         _loaded[key] = network
     return network
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +60,15 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
 
 
+def given_path(text: str | Path) -> Path:
+    """A path as people give it: with quotes around it from a file manager, or from their home."""
+    given = Path(text).expanduser()
+    bare = str(text).strip()
+    if given.exists() or len(bare) < 2 or bare[0] != bare[-1] or bare[0] not in "\"'":
+        return given
+    return Path(bare[1:-1]).expanduser()
+
+
 def default_folders() -> list[Path]:
     """Where rewards are looked for outside of ComfyUI.
 
@@ -64,7 +76,7 @@ def default_folders() -> list[Path]:
     custom nodes; or else a folder of the user's cache.
     """
     if own := os.environ.get("FLOW_TTRL_MODELS"):
-        return [Path(own).expanduser()]
+        return [given_path(own)]
     here = Path(__file__).absolute().parents[2]
     if here.name == "custom_nodes":
         return [here.parent / "models" / FOLDER]
@@ -73,8 +85,15 @@ def default_folders() -> list[Path]:
 
 
 def program() -> str:
-    """How to run the command line from where this pack is."""
+    """How to run the command line from where this pack is, in a folder of any name."""
     pack = Path(__file__).absolute().parents[1]
     if pack.parent.name == "custom_nodes":
-        return f"(in {pack.parent}) python -m {pack.name}"
+        return f"{shell_word(sys.executable)} {shell_word(pack)}"
     return "flow-ttrl"
+
+
+def shell_word(text: str | Path) -> str:
+    """``text`` as one word of this system's shell."""
+    if os.name == "nt":
+        return f'"{text}"' if re.search(r"[\s&^%()]", str(text)) else str(text)
+    return shlex.quote(str(text))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Reward, Scores, check_images
+from .base import Reward, Scores, check_images, check_prompts
 from .faults import attempt, attempt_each, not_finite
 from .networks import Network, sharing
 
@@ -78,6 +78,7 @@ class RewardMix:
 
     def check(self, prompts: list[str]) -> None:
         """Raise ValueError for a prompt that a reward of the mix cannot judge. Runs no model."""
+        check_prompts(prompts)
         for reward, _ in self.parts:
             reward.check(prompts)
 
