@@ -200,7 +200,7 @@ def _score_table(answer: dict) -> str:
         row = answer["images"][index]
         cells = (f"{row[name]:9.4f}".rjust(len(name)) for name in names)
         lines.append("  ".join([f"{rank:4d}", *cells, row["image"]]))
-    return "\n".join(lines)
+    return "\n".join([*lines, *answer["reward"].get("notes", ())])
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -242,7 +242,11 @@ def _rewards(args) -> tuple[dict, str]:
             "ready": not item.lacks(folders),
             "lacks": item.lacks(folders),
             "files": [str(file.find(folders) or "") for file in item.files],
-            "odd": [told for file in item.files if (told := file.odd(folders))],
+            "odd": [
+                told
+                for file in item.files
+                if (found := file.find(folders)) and (told := file.doubt(found))
+            ],
         }
         for name, item in CATALOGUE.items()
     }

@@ -25,6 +25,7 @@ class Reward(ABC):
         token_limit: tokens of a prompt that it reads; None where it reads all, or none at all.
         networks: what has to be on the device while images are scored.
         text_networks: what has to be there only while prompts are prepared.
+        notes: what has to be said beside its scores, such as that a file is not the official one.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Reward(ABC):
     token_limit: int | None = None
     networks: tuple[Network, ...] = ()
     text_networks: tuple[Network, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of ``images`` [B, H, W, 3] (0..1) against ``prompts``, one each.

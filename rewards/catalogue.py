@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .analytic import ANALYTIC
 from .base import Reward
+from .checkpoints import weights_file
 from .files import File, default_folders, given_path, program, shell_word
 from .networks import Place, on_device
 
@@ -135,7 +136,11 @@ def load_reward(
         )
     paths = check_files(name, default_folders() if folders is None else folders, path)
     place = place or on_device()
-    return found.load(paths, Options(place, preprocess, reference, text, engine))
+    loaded = found.load(paths, Options(place, preprocess, reference, text, engine))
+    beside = zip(found.files, paths, strict=True)
+    if notes := tuple(told for file, path in beside if (told := file.doubt(weights_file(path)))):
+        loaded.notes = notes
+    return loaded
 
 
 def _hps(name: str) -> Callable[[list[Path], Options], Reward]:

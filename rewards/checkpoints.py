@@ -55,7 +55,7 @@ class Checkpoint:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         folder = self.path if self.path.is_dir() else self.path.parent
-        file = self._weights() if self.path.is_dir() else self.path
+        file = weights_file(self.path)
         if not file.is_file():
             raise FileNotFoundError(f"expected a checkpoint at {file}, got no such file")
         self._readers: dict[str, Callable[[], Tensor]] = {}
@@ -68,15 +68,6 @@ class Checkpoint:
         configs = [folder / name for name in CONFIGS if (folder / name).is_file()]
         known = file.name in WEIGHTS and configs
         self.config: dict | None = self._json(configs[0]) if known else None
-
-    def _weights(self) -> Path:
-        for name in WEIGHTS:
-            if (self.path / name).is_file():
-                return self.path / name
-        raise FileNotFoundError(
-            f"expected {' or '.join(WEIGHTS)} in {self.path}, got "
-            f"{', '.join(sorted(p.name for p in self.path.iterdir())) or 'an empty folder'}"
-        )
 
     def _json(self, path: Path) -> dict:
         try:
@@ -130,6 +121,21 @@ class Checkpoint:
         """
         chosen = {key: rename(key) for key in self._readers if key.startswith(prefixes)}
         return {new: self._readers[key]() for key, new in chosen.items() if new is not None}
+
+
+def weights_file(path: Path) -> Path:
+    """``path``, or the weights of a Hugging Face folder there.
+
+    Raises:
+        FileNotFoundError: a folder without weights.
+    """
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    if found is None:
+        held = ", ".join(sorted(p.name for p in path.iterdir())) or "an empty folder"
+        raise FileNotFoundError(f"expected {' or '.join(WEIGHTS)} in {path}, got {held}")
+    return found
 
 
 def _safetensors(file: Path) -> Mapping[str, Callable[[], Tensor]]:

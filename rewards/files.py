@@ -41,14 +41,23 @@ class File:
         places = (folder / name for folder in folders for name in (self.path, *self.also))
         return next((place for place in places if place.is_file()), None)
 
-    def odd(self, folders: Sequence[Path]) -> str:
-        """What is to be said of a file under the official name that is not the official one."""
-        found = self.find(folders)
-        if found is None or found.name != Path(self.path).name or self.size == found.stat().st_size:
+    def doubt(self, found: Path) -> str:
+        """What is to be said of a file in this one's place that is not it, as its size shows.
+
+        Where a model of other training has the same tensors, nothing in it tells the two apart.
+        """
+        size = found.stat().st_size
+        if size == self.size:
             return ""
         return (
-            f"{found} has {found.stat().st_size:,} bytes where the official file has {self.size:,}"
+            f"{found} has {size:,} bytes where the official {Path(self.path).name} has "
+            f"{self.size:,}: if it is of other training, so are its scores"
         )
+
+    def odd(self, folders: Sequence[Path]) -> str:
+        """The same of a file under the official name, where that is to be put."""
+        found = self.find(folders)
+        return self.doubt(found) if found and found.name == Path(self.path).name else ""
 
     def lacking(self, folders: Sequence[Path]) -> str:
         """What is missing and where it is to be had."""

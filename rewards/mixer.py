@@ -62,6 +62,12 @@ class RewardMix:
         return found
 
     @property
+    def notes(self) -> list[str]:
+        """What has to be said beside the scores, by the reward's name."""
+        named = zip(self.names, self.parts, strict=True)
+        return [f"{name}: {note}" for name, (reward, _) in named for note in reward.notes]
+
+    @property
     def needs_prompt(self) -> bool:
         """Whether a reward that drives judges by the prompt."""
         return any(reward.needs_prompt for reward, weight in self.parts if weight)
@@ -209,13 +215,14 @@ class Judge:
             )
 
     def report(self) -> dict:
-        """Weights, mode and what failed, as a JSON object."""
-        return {
+        """Weights, mode, what failed, and notes where there are any, as a JSON object."""
+        report = {
             "mode": self.mix.mode,
             "weights": dict(zip(self.mix.names, (w for _, w in self.mix.parts), strict=True)),
             "prompts": self.prompts,
             "failures": self.failures,
         }
+        return report | ({"notes": self.mix.notes} if self.mix.notes else {})
 
     def begin(self) -> None:
         """Forget what failed in an earlier run."""

@@ -102,7 +102,14 @@ def test_score_by_learned_rewards_with_a_prompt_an_image(capsys, pictures, tmp_p
         assert alone["total"] == pytest.approx(row["total"], abs=1e-5)
     table = ["score", *pictures, *asked, *common]
     assert main(table) == 0
-    assert "clipscore" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "clipscore" in printed
+    for note in made["reward"]["notes"]:  # the tiny files are none of the official ones
+        assert "bytes where the official" in note
+        assert note in printed
+    assert [note.split(":")[0] for note in made["reward"]["notes"]] == ["clipscore"] + 2 * [
+        "aesthetic"
+    ]
 
 
 def test_images_are_read_as_they_look(capsys, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flow_ttrl.rewards import CATALOGUE, RewardMix, load_reward
+from flow_ttrl.rewards.checkpoints import weights_file
 from flow_ttrl.rewards.networks import on_device
 
 
@@ -388,6 +390,25 @@ def test_weights_that_are_not_numbers_are_found_out_at_the_first_score(own):
     changed(own / CLIP, lambda state: state["visual_projection.weight"].fill_(float("nan")))
     with pytest.raises(ValueError, match="expected finite scores from 'clipscore', got nan"):
         RewardMix(((load(own, "clipscore"), 1.0),)).score(torch.rand(2, 32, 32, 3), ["a cat"])
+
+
+@pytest.mark.parametrize("name", tiny.LEARNED)
+def test_a_model_of_other_training_is_told_beside_its_scores(own, monkeypatch, name):
+    """Such as a plain LAION ViT-H in the place of hps, with the same tensors but for their values;
+    a file of the official one's size passes for it."""
+    mix = RewardMix(((load(own, name), 1.0),))
+    told = mix.judge(["a cat"]).report()["notes"]
+    assert told == mix.notes
+    assert len(told) == len(CATALOGUE[name].files)
+    for note, file in zip(told, CATALOGUE[name].files, strict=True):
+        assert re.match(rf"{name}: {re.escape(str(own))}.* bytes where the official ", note)
+        assert f" has {file.size:,}: if it is of other training, so are its scores" in note
+    first, *others = CATALOGUE[name].files
+    path = own / tiny.PATHS[name] if name in tiny.PATHS else first.find([own])
+    official = replace(first, size=weights_file(path).stat().st_size)
+    entry = replace(CATALOGUE[name], files=(official, *others))
+    monkeypatch.setitem(CATALOGUE, name, entry)
+    assert len(RewardMix(((load(own, name), 1.0),)).notes) == len(told) - 1
 
 
 def test_a_file_that_changes_on_disk_does_not_change_a_reward_in_use(own):
