@@ -64,7 +64,14 @@ class PaddleOCREngine:
         FileNotFoundError: no models: PaddleOCR would fetch them itself, which nobody asked it to.
     """
 
-    MODELS = ("PP-OCRv5_server", "PP-OCRv5_mobile", "PP-OCRv4_server", "PP-OCRv4_mobile")
+    MODELS = (
+        "PP-OCRv6_medium",  # what 3.7 downloads of its own accord
+        "PP-OCRv5_server",
+        "PP-OCRv6_small",
+        "PP-OCRv5_mobile",
+        "PP-OCRv4_server",
+        "PP-OCRv4_mobile",
+    )
 
     def __init__(self):
         home = Path(os.environ.get("PADDLE_PDX_CACHE_HOME", Path.home() / ".paddlex"))
@@ -79,6 +86,7 @@ class PaddleOCREngine:
         from paddleocr import PaddleOCR
 
         detection, recognition = pair
+        own = all((folder / "inference.pdiparams").is_file() for folder in pair)
         self._engine = PaddleOCR(
             text_detection_model_name=detection.name,
             text_detection_model_dir=str(detection),
@@ -88,6 +96,7 @@ class PaddleOCREngine:
             use_doc_unwarping=False,
             use_textline_orientation=False,
             enable_mkldnn=False,  # paddle 3.3 fails with it on CPUs
+            **({} if own else {"engine": "onnxruntime"}),  # of 3.7; earlier ones have but their own
         )
 
     def read(self, image: np.ndarray) -> list[str]:

@@ -208,6 +208,8 @@ def test_an_engine_that_is_not_installed_says_how_to_add_it(monkeypatch):
 
 def test_paddleocr_downloads_nothing_of_its_own_accord(monkeypatch, tmp_path):
     monkeypatch.setenv("PADDLE_PDX_CACHE_HOME", str(tmp_path))
+    before = "paddleocr" in sys.modules
     with pytest.raises(FileNotFoundError, match="expected PaddleOCR's models in .*got none"):
         ocr.PaddleOCREngine()
-    assert "paddleocr" not in sys.modules
+    assert ("paddleocr" in sys.modules) == before
+    assert not list(tmp_path.iterdir())
