@@ -16,6 +16,7 @@ from .rewards.catalogue import PREPROCESS, check_files, entry
 from .rewards.files import given_path
 from .rewards.image_files import read_image
 from .rewards.networks import on_device
+from .rewards.recommend import recommend
 from .rewards.scoring import score_files
 from .sampling import (
     STRATEGIES,
@@ -233,7 +234,7 @@ def _rewards(args) -> tuple[dict, str]:
     if args.download:
         from .rewards.download import download
 
-        fetched = download(args.download, folders[0])
+        fetched = download(args.download, folders[0], others=folders[1:])
         answer = {"downloaded": [str(path) for path in fetched]}
         return answer, "\n".join(answer["downloaded"]) or f"{args.download}: nothing is missing"
     rows = {
@@ -256,7 +257,10 @@ def _rewards(args) -> tuple[dict, str]:
         lines.append(f"{name:{width}}  {'ready  ' if row['ready'] else 'missing'}  {row['about']}")
         lines += [f"{'':{width}}           needs {what}" for what in row["lacks"]]
         lines += [f"{'':{width}}           but {what}" for what in row["odd"]]
-    return {"folders": [str(folder) for folder in folders], "rewards": rows}, "\n".join(lines)
+    first = recommend(folders)
+    lines += ["", f"to begin with: {first.reward or 'none'} ({first.why})", f"    {first.command}"]
+    answer = {"folders": [str(folder) for folder in folders], "rewards": rows}
+    return answer | {"recommended": first.report()}, "\n".join(lines)
 
 
 def _demo(args) -> tuple[dict, str]:

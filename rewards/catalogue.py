@@ -11,7 +11,7 @@ from torch import Tensor
 from .analytic import ANALYTIC
 from .base import Reward
 from .checkpoints import weights_file
-from .files import File, default_folders, given_path, program, shell_word
+from .files import File, Twin, default_folders, given_path, program, shell_word
 from .networks import Place, on_device
 
 PREPROCESS = ("official", "paper")
@@ -135,6 +135,8 @@ def load_reward(
             "others are compared with"
         )
     paths = check_files(name, default_folders() if folders is None else folders, path)
+    for file, found_path in zip(found.files, paths, strict=True):
+        file.check_twin(found_path)
     place = place or on_device()
     loaded = found.load(paths, Options(place, preprocess, reference, text, engine))
     beside = zip(found.files, paths, strict=True)
@@ -214,6 +216,8 @@ _CLIP_L = File(
     size=1710540580,
     sha256="a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
     licence="none stated with the weights; OpenAI's CLIP code is MIT",
+    # itself, which ComfyUI Manager puts into clip_vision
+    twins=(Twin(1710540580, "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"),),
 )
 _HPS_REVISION = "697403c78157020a1ae59d23f111aa58ced35b0a"
 
@@ -343,6 +347,14 @@ CATALOGUE: dict[str, Entry] = {
                     size=3511950624,
                     sha256="ea2abad2b7f8a9c1aa5e49a244d5d57ffa71c56f720c94bc5d240ef4d6e1d94a",
                     licence="Apache-2.0",
+                    # sigclip_vision_patch14_384.safetensors of Comfy-Org/sigclip_vision_384, for
+                    # FLUX Redux: the image tower in half precision, as it runs on a GPU
+                    twins=(
+                        Twin(
+                            856505640,
+                            "1fee501deabac72f0ed17610307d7131e3e9d1e838d0363aa3c2b97a6e03fb33",
+                        ),
+                    ),
                 ),
             ),
         ),
