@@ -10,9 +10,8 @@ from torch import Tensor
 from .base import Reward, finite_images
 
 _DEVICE = re.compile(
-    r"out of memory|device|driver"
-    r"|\b(cuda|cudnn|cublas|cufft|cusolver|cusparse|nccl|hip|rocm|miopen|mps|metal|xpu|npu)",
-    re.IGNORECASE,
+    r"[Oo]ut of memory|same device|device-side|\b(?:CUDA|cuda|CUDNN|cuDNN|CUBLAS|cuBLAS|CUFFT|cuFFT"
+    r"|CUSOLVER|cuSOLVER|CUSPARSE|cuSPARSE|NCCL|HIP|ROCm|MIOpen|miopen|MPS|XPU|NPU)"
 )
 """In the words of torch, onnxruntime and Paddle for what went wrong on a device."""
 _TYPES = tuple(
@@ -35,7 +34,8 @@ def ends_a_run(error: BaseException) -> bool:
     while found is not None:
         if isinstance(found, (MemoryError, *_TYPES)) or _DEVICE.search(str(found)):
             return True
-        found = found.__cause__ or found.__context__
+        hidden = None if found.__suppress_context__ else found.__context__
+        found = found.__cause__ or hidden
     return isinstance(error, _PROGRAM)
 
 

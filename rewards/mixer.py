@@ -235,7 +235,7 @@ class Judge:
         finite = values.isfinite()
         if name not in self._proven and finite.any():
             first = int(finite.int().argmax())
-            self._proven[name] = images[first : first + 1].clone(), [prompts[first]]
+            self._proven[name] = images[first : first + 1].detach().clone(), [prompts[first]]
         if not finite.all():
             error = error or not_finite(reward, images, values)
             self._note(name, error, int((~finite).sum()))

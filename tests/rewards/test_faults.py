@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from flow_ttrl.rewards import ANALYTIC, Reward, RewardMix, load_reward
+from flow_ttrl.rewards import ANALYTIC, Reward, RewardMix, Scores, load_reward
 from flow_ttrl.rewards.faults import ends_a_run
 from flow_ttrl.world.rewards import WORLD_REWARDS, world_reward
 
@@ -39,12 +39,13 @@ def test_no_reward_scores_an_image_that_is_not_finite(reward, spoilt):
     assert reward.score(spoilt[2:4], prompts[2:4]).isnan().all()
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_an_image_that_is_not_finite_never_wins(reward, spoilt, sign):
-    prompt = PROMPTS.get(reward.name, "a red fox")
-    scores = RewardMix(((reward, sign),)).score(spoilt, [prompt])
-    assert scores.total.isnan().tolist() == [True, False, True, True, False]
-    assert set(scores.ranking[:2]) == {1, 4}
+def test_an_image_that_is_not_finite_never_wins(reward, spoilt):
+    values = RewardMix(((reward, 1.0),)).score(spoilt, [PROMPTS.get(reward.name, "a red fox")])
+    columns = {name: value[:, None] for name, value in values.values.items()}
+    for sign in (1.0, -1.0):
+        total = RewardMix(((reward, sign),)).totals(columns)[:, 0]
+        assert total.isnan().tolist() == [True, False, True, True, False]
+        assert set(Scores(total).ranking[:2]) == {1, 4}
 
 
 def test_the_error_of_such_an_image_blames_the_image(spoilt):
@@ -133,7 +134,12 @@ def test_an_error_of_the_device_or_the_program_ends_the_run_at_once(error, weigh
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("no face found"), RuntimeError("no face found"), OSError("too wide")]
+    "error",
+    [
+        ValueError("no face found"),
+        RuntimeError("no metallic hippo on a mobile device found"),
+        OSError("too wide"),
+    ],
 )
 def test_an_error_of_an_image_ends_nothing(error):
     assert not ends_a_run(error)
