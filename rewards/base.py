@@ -25,6 +25,7 @@ class Reward(ABC):
         token_limit: tokens of a prompt that it reads; None where it reads all, or none at all.
         networks: what has to be on the device while images are scored.
         text_networks: what has to be there only while prompts are prepared.
+        not_finite: what is said where a score is not.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Reward(ABC):
     token_limit: int | None = None
     networks: tuple[Network, ...] = ()
     text_networks: tuple[Network, ...] = ()
+    not_finite: str = "where it is so for every image, its file is damaged or its precision too low"
 
     @abstractmethod
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -49,6 +51,21 @@ class Reward(ABC):
 
     def prepare(self, prompts: list[str]) -> None:  # noqa: B027 - most rewards have nothing to do
         """Do once what depends on the prompts alone, such as encoding them."""
+
+    def parts(self, prompts: list[str]) -> list[str]:
+        """Names of what :meth:`measure` tells of a score for ``prompts``, in reports' order."""
+        return []
+
+    def measure(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores [B] as by :meth:`score`, and what they are made of by name, each [B].
+
+        A part that an image's prompt does not ask for is NaN there, or left out.
+        """
+        return self.score(images, prompts), {}
+
+    def describe(self, prompts: list[str]) -> dict:
+        """What a report is to tell of how ``prompts`` are judged, as a JSON object."""
+        return {}
 
 
 @dataclass(frozen=True)

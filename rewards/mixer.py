@@ -167,11 +167,16 @@ class Judge:
                 log.warning("%s judges by the prompt, and there is an empty one", reward.name)
             reward.prepare(prompts)
         self.mix, self.prompts, self.patience = mix, prompts, patience
+        named = zip(mix.names, mix.parts, strict=True)
+        self.columns = {
+            name: [name, *(f"{name}: {part}" for part in reward.parts(prompts))]
+            for name, (reward, _) in named
+        }
         self.failures: dict[str, dict] = {}
         self._worked: set[str] = set()
 
     def score(self, images: Tensor, item: Tensor | None = None) -> dict[str, Tensor]:
-        """Rewards [N] by name of ``images`` [N, H, W, 3] in 0..1.
+        """Rewards [N] by name of ``images`` [N, H, W, 3] in 0..1; a reward's parts after it.
 
         Args:
             item: which of the run's items each image belongs to [N], and so which prompt is its
@@ -181,10 +186,15 @@ class Judge:
         numbers = range(len(images)) if item is None else item.tolist()
         asked = [self.prompts[number % len(self.prompts)] for number in numbers]
         with sharing():
-            return {
-                name: self._values(name, reward, weight, images, asked)
+            tables = [
+                (self.columns[name], self._values(name, reward, weight, images, asked))
                 for name, (reward, weight) in zip(self.mix.names, self.mix.parts, strict=True)
-            }
+            ]
+        return {
+            name: column
+            for names, table in tables
+            for name, column in zip(names, table.unbind(1), strict=True)
+        }
 
     def totals(self, values: dict[str, Tensor], seen: dict[str, Tensor]) -> Tensor:
         """See :meth:`RewardMix.totals`."""
@@ -205,11 +215,14 @@ class Judge:
             )
 
     def report(self) -> dict:
-        """Weights, mode and what failed, as a JSON object."""
+        """Weights, mode, how rewards judge and what failed, as a JSON object."""
+        named = dict(zip(self.mix.names, self.mix.parts, strict=True))
+        details = {name: reward.describe(self.prompts) for name, (reward, _) in named.items()}
         return {
             "mode": self.mix.mode,
-            "weights": dict(zip(self.mix.names, (w for _, w in self.mix.parts), strict=True)),
+            "weights": {name: weight for name, (_, weight) in named.items()},
             "prompts": self.prompts,
+            "details": {name: told for name, told in details.items() if told},
             "failures": self.failures,
         }
 
@@ -220,24 +233,26 @@ class Judge:
     def _values(
         self, name: str, reward: Reward, weight: float, images: Tensor, prompts: list[str]
     ) -> Tensor:
-        values, error = _attempt(reward, images, prompts)
+        """A reward's values [N, 1 + P], in the order of ``columns``."""
+        parts = reward.parts(self.prompts)
+        table, error = _attempt(reward, images, prompts, parts)
         errors = [error] if error else []
         if error and len(images) > 1:
             each = zip(images.split(1), prompts, strict=True)
-            tried = [_attempt(reward, image, [prompt]) for image, prompt in each]
-            values = torch.cat([value for value, _ in tried])
+            tried = [_attempt(reward, image, [prompt], parts) for image, prompt in each]
+            table = torch.cat([row for row, _ in tried])
             errors = [error for _, error in tried if error]
-        finite = values.isfinite()
+        finite = table[:, 0].isfinite()
         if finite.any():
             self._worked.add(name)
         if not finite.all():
             lost = int((~finite).sum())
-            error = errors[0] if errors else _not_finite(reward, values[~finite][0].item())
+            error = errors[0] if errors else _not_finite(reward, table[~finite][0, 0].item())
             self._note(name, error, lost)
             never = name not in self._worked
             if weight and never and self.failures[name]["images"] > self.patience:
                 raise error
-        return values
+        return table
 
     def _note(self, name: str, error: Exception, images: int) -> None:
         told = f"{type(error).__name__}: {error}"
@@ -248,23 +263,27 @@ class Judge:
 
 
 def _not_finite(reward: Reward, value: float) -> ValueError:
-    return ValueError(
-        f"expected finite scores from {reward.name!r}, got {value}; where it is so for every "
-        "image, its file is damaged or its precision too low"
-    )
+    told = f"expected finite scores from {reward.name!r}, got {value}"
+    return ValueError(f"{told}; {reward.not_finite}")
 
 
-def _attempt(reward: Reward, images: Tensor, prompts: list[str]) -> tuple[Tensor, Exception | None]:
-    """Values [N]; NaN, and the error, where scoring failed. Nothing in it polls for a cancel."""
+def _attempt(
+    reward: Reward, images: Tensor, prompts: list[str], parts: list[str]
+) -> tuple[Tensor, Exception | None]:
+    """Scores and ``parts`` [N, 1 + P]; NaN, and the error, where scoring failed. Nothing in it polls
+    for a cancel."""
     try:
-        values = reward.score(images, prompts).float()
+        scores, told = reward.measure(images, prompts)
     except Exception as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
             raise
-        return torch.full((len(images),), torch.nan, device=images.device), error
-    if values.shape != (len(images),):
+        missing = torch.full((len(images), 1 + len(parts)), torch.nan, device=images.device)
+        return missing, error
+    if scores.shape != (len(images),):
         raise ValueError(
-            f"expected {len(images)} scores from {reward.name!r}, got {list(values.shape)}; "
+            f"expected {len(images)} scores from {reward.name!r}, got {list(scores.shape)}; "
             "a reward gives one number per image"
         )
-    return values, None
+    absent = torch.full_like(scores, torch.nan, dtype=torch.float32)
+    columns = [scores, *(told.get(part, absent) for part in parts)]
+    return torch.stack([column.float() for column in columns], 1), None
