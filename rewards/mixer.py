@@ -270,8 +270,10 @@ def _not_finite(reward: Reward, value: float) -> ValueError:
 def _attempt(
     reward: Reward, images: Tensor, prompts: list[str], parts: list[str]
 ) -> tuple[Tensor, Exception | None]:
-    """Scores and ``parts`` [N, 1 + P]; NaN, and the error, where scoring failed. Nothing in it polls
-    for a cancel."""
+    """Scores and ``parts`` [N, 1 + P]; NaN, and the error, where scoring failed.
+
+    Nothing in it polls for a cancel.
+    """
     try:
         scores, told = reward.measure(images, prompts)
     except Exception as error:
