@@ -84,8 +84,10 @@ def plain(text: str, control_words: tuple[str, ...]) -> str:
 
 
 def judged_size(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:
-    """(height, width) that an image is judged at: its own, or scaled to as few pixels as a square of
-    ``side`` has, or as many as one of 256 has; then up to multiples."""
+    """(height, width) that an image is judged at, in multiples.
+
+    Its own, unless it has more pixels than a square of ``side`` or fewer than one of 256.
+    """
     own = math.sqrt(height * width)
     scale = min(max(own, SIDES[0]), side) / own
     return tuple(math.ceil(n * scale / multiple - 1e-6) * multiple for n in (height, width))

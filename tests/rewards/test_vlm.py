@@ -1,4 +1,4 @@
-"""A vision-language model as judge: the maths, the three families of folders, and what it refuses."""
+"""A vision-language model as judge: the maths, three families of folders, what is refused."""
 
 import json
 import shutil
