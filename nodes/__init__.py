@@ -9,6 +9,7 @@ from .rewards import RewardMixer, RewardScorer
 from .sampler import TTRLRunResult, TTRLSampler
 from .search import SDELatentSearch
 from .settings import PaperSettings, SearchSettingsNode, SteeredSettings
+from .vlm import VLMReward
 
 
 class FlowTTRLExtension(ComfyExtension):
@@ -16,6 +17,7 @@ class FlowTTRLExtension(ComfyExtension):
         return [
             DemoModel,
             LoadReward,
+            VLMReward,
             RewardMixer,
             RewardScorer,
             SearchSettingsNode,

@@ -176,12 +176,23 @@ class Asking:
             )
 
 
+def check_combine(questions: tuple[Question, ...], combine: str) -> None:
+    """Raise ValueError for a way to combine that there is not, or that has no use for weights."""
+    if combine not in COMBINE:
+        raise ValueError(f"expected combine {' or '.join(COMBINE)}, got {combine!r}; choose one")
+    if combine == "weakest" and any(question.weight not in (0, 1) for question in questions):
+        raise ValueError(
+            "expected weights of 0 or 1 where the weakest answer counts, got others; take 'mean' "
+            "or leave the weights out"
+        )
+
+
 class VLM(Reward):
     """How sure a vision-language model is that an image is what was asked for.
 
     Args:
         model: runs on some host.
-        questions: see :func:`parse`. Empty: the prompt as a whole.
+        questions: as text, see :func:`parse`, or made. Empty: the prompt as a whole.
         combine: questions to one score: their weighted ``mean``, or the ``weakest``.
         split_prompt: ask for the prompt's parts, too, by :func:`split`.
         side: images with more pixels than a square of this side are scaled down.
@@ -198,19 +209,14 @@ class VLM(Reward):
     def __init__(
         self,
         model: VisionLanguageModel,
-        questions: str = "",
+        questions: str | tuple[Question, ...] = "",
         combine: str = "mean",
         split_prompt: bool = False,
         side: int = 1024,
     ):
-        if combine not in COMBINE:
-            raise ValueError(f"expected combine {' or '.join(COMBINE)}, got {combine!r}")
-        self.questions, self.combine, self.split_prompt = parse(questions), combine, split_prompt
-        if combine == "weakest" and any(q.weight not in (0, 1) for q in self.questions):
-            raise ValueError(
-                "expected weights of 0 or 1 where the weakest answer counts, got others; take "
-                "'mean' or leave the weights out"
-            )
+        self.questions = parse(questions) if isinstance(questions, str) else questions
+        check_combine(self.questions, combine)
+        self.combine, self.split_prompt = combine, split_prompt
         self.needs_prompt = not self.questions
         self.networks = (model.network,)
         self.ask = Asking(model, side)

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes"}
-MAY_IMPORT_HOST = {"nodes/", "sampling/hosts/comfy", "rewards/comfy.py", "world/comfy.py"}
+MAY_IMPORT_HOST = {"nodes/", "sampling/hosts/comfy", "rewards/comfy", "world/comfy.py"}
 LAYERS = {"sampling": set(), "rewards": set(), "world": {"sampling", "rewards", "plots"}}
 
 

@@ -206,6 +206,7 @@ def server(home, python, tmp_path_factory):
     for folder in ("custom_nodes", "models", "input", "output", "temp", "user"):
         (base / folder).mkdir()
     (base / "custom_nodes" / "flow-ttrl").symlink_to(ROOT)
+    (base / "custom_nodes" / "tiny_vlm_nodes").symlink_to(ROOT / "tests/host/tiny_vlm_nodes")
     (base / "elsewhere").mkdir()
     shutil.copy(home / "input" / "example.png", base / "input" / "example.png")
     mapped = f"own:\n    base_path: {base}\n    reward_models: elsewhere\n"

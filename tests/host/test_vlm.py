@@ -1,0 +1,165 @@
+"""Qwen3-VL as a CLIP, asked about images (``scripts/vlm.py`` measures beside transformers)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import graphs
+import pytest
+from graphs import node
+
+EQUAL = 1e-4
+KINDS = ("qwen3vl_4b", "qwen3vl_8b", "krea2", "mage_flow", "ideogram4", "boogu", "joyimage")
+ENCODERS = Path(os.environ.get("COMFYUI_PATH", ".")).expanduser() / "comfy" / "text_encoders"
+LOADS_QWEN3_VL = (ENCODERS / "qwen3vl.py").is_file()
+needs_qwen3_vl = pytest.mark.skipif(
+    not LOADS_QWEN3_VL, reason="this ComfyUI does not load Qwen3-VL as a CLIP"
+)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("vlm")
+
+
+@pytest.fixture(scope="session")
+def measured(in_host, folder) -> dict:
+    return in_host("vlm.py", str(folder))
+
+
+@pytest.fixture(scope="session")
+def weights(measured, folder) -> str:
+    """Of a tiny CLIP that answers, and knows red from blue."""
+    return str(folder / "judge.safetensors")
+
+
+def judge(clip: list, questions: str = "", split_prompt: str = "", combine: str = "mean") -> dict:
+    widgets = {"questions": questions, "split_prompt": split_prompt, "combine": combine}
+    return node("TTRLVLMReward", clip=clip, **widgets, side=1024)
+
+
+def judged_search(weights: str, questions: str) -> dict:
+    """The demo model searched by the judge alone."""
+    graph = {**graphs.demo(), **graphs.search("vlm", 3, 8, budget=3.0)}
+    graph["tiny"] = node("TinyVLM", weights=weights)
+    graph["judge"] = judge(["tiny", 0], questions)
+    graph["vlm search"]["inputs"]["reward"] = ["judge", 0]
+    return graph
+
+
+@needs_qwen3_vl
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_token_logits_are_transformers_own(measured, kind):
+    """In every text encoder that has the whole of Qwen3-VL; batches and single rows."""
+    told = measured["parity"][kind]
+    assert told["apart"] < EQUAL
+    assert told["spread"] > 100 * EQUAL
+
+
+@needs_qwen3_vl
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("without_eyes", "got Qwen3_8B, which cannot be asked about an image"),
+        ("without_words", "got Qwen25_7BVLI, which cannot be asked about an image"),
+        ("ignored_image", "whose tokenizer takes an image"),
+        ("changed_host", "a hidden state that is off by"),
+        ("random_head", "answers yes or no"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_the_reason(measured, what, words):
+    assert words in measured["refused"][what]
+
+
+@needs_qwen3_vl
+def test_control_words_in_a_question_are_text(measured):
+    assert measured["texts"]["words"] > 20
+    assert measured["texts"]["left"] == 0
+    assert measured["texts"]["kept"]
+
+
+@needs_qwen3_vl
+def test_a_batch_scores_as_each_image_does_and_images_matter(measured):
+    told = measured["scoring"]
+    assert told["batch_off"] < 1e-5
+    assert told["spread"] > 1e-3
+    assert told["again"]
+    assert 0.5 < told["answered"] <= 1
+    assert told["parts"] == ["a cat", "not: is it night?", "the circle is red", "answered"]
+
+
+@needs_qwen3_vl
+def test_a_search_by_it_is_the_same_twice_and_evicts_nothing(measured):
+    """It is loaded in one call with the model and the VAE, and by none while they sample."""
+    told = measured["sampling"]
+    assert told["same_bits"]
+    first = ["Qwen3VLTEModel_"]
+    together = ["SD3", "AutoencoderKL", "Qwen3VLTEModel_"]
+    for calls in (told["loads"], told["again"]):
+        assert calls[0] == first
+        assert [sorted(call) for call in calls[1:]] == [sorted(together)]
+    assert sorted(told["loaded"]) == sorted(together)
+    assert told["failures"] == {}
+
+
+@needs_qwen3_vl
+def test_every_question_of_a_split_prompt_is_in_the_report(measured):
+    told = measured["sampling"]
+    names = ["the prompt", "a circle", "the circle is red", "a square", "the square is blue"]
+    names += ["the circle is left of the square"]
+    assert told["values"] == ["vlm", *(f"vlm: {name}" for name in [*names, "answered"])]
+    assert [question["name"] for question in told["questions"]] == names
+
+
+@needs_qwen3_vl
+def test_the_node_drives_a_search_twice_alike(server, weights):
+    saved = []
+    for questions in ("2* a red circle\nnot: is it night?", "2* a red circle\n\nnot: is it night?"):
+        run = server.run(judged_search(weights, questions))
+        assert run.status == "success", run.error
+        report = json.loads(run.text("vlm report"))
+        assert {"vlm", "vlm: a red circle", "vlm: not: is it night?", "vlm: answered"} <= set(
+            report["values"]
+        )
+        assert report["reward"]["failures"] == {}
+        saved.append(run.output("vlm saved")["latents"][0]["filename"])
+    one, two = (server.load(name)["latent_tensor"] for name in saved)
+    assert saved[0] != saved[1]
+    assert one.equal(two)
+
+
+@needs_qwen3_vl
+def test_the_node_shows_what_it_asks_and_scores_a_batch(server, weights):
+    graph = {**graphs.demo(batch=3), **graphs.stock("drawn", 5, 2)}
+    graph["images"] = node("VAEDecode", samples=["drawn sampler", 0], vae=["model", 2])
+    graph["tiny"] = node("TinyVLM", weights=weights)
+    graph["judge"] = judge(["tiny", 0], split_prompt=graphs.PROMPT, combine="weakest")
+    graph["scores"] = node("TTRLRewardScorer", images=["images", 0], reward=["judge", 0], prompt="")
+    shown = []
+    run = server.run(graph, on_message=shown.append)
+    assert run.status == "success", run.error
+    header, *lines = run.text("scores").splitlines()
+    for part in ("vlm", "vlm: the circle is red", "vlm: answered"):
+        assert part in header
+    assert len(lines) == 3
+
+
+@needs_qwen3_vl
+def test_questions_that_cannot_be_parsed_are_told_when_queued(server, weights):
+    graph = judged_search(weights, "2*")
+    answer = server.post("/prompt", {"prompt": graph, "client_id": "x"})
+    assert answer.status_code == 400
+    assert "write what is to be asked" in answer.text
+
+
+def test_another_clip_is_refused_with_the_reason(server):
+    """Also where the host does not load Qwen3-VL at all."""
+    graph = {**graphs.demo(), **graphs.search("vlm", 3, 8)}
+    graph["judge"] = judge(["model", 1])
+    graph["vlm search"]["inputs"]["reward"] = ["judge", 0]
+    run = server.run(graph)
+    assert run.status == "error"
+    told = "a CLIP that is Qwen3-VL" if LOADS_QWEN3_VL else "a ComfyUI that loads Qwen3-VL"
+    assert f"expected {told}" in run.error
