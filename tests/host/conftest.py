@@ -20,6 +20,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS, RUN_SECONDS = 180, 300
+TEXT_EVENT = (3).to_bytes(4, "big")
+"""Of the host's binary messages: a text under a node, its id before it."""
 
 
 def pytest_collection_modifyitems(config, items):
@@ -110,10 +112,16 @@ def in_host(home, python):
 
 
 class Run:
-    """One prompt's life: its websocket messages, binary previews and history entry."""
+    """One prompt's life: its websocket messages, binary previews and history entry.
 
-    def __init__(self, messages: list[dict], previews: int, history: dict):
-        self.messages, self.previews, self.history = messages, previews, history
+    Attributes:
+        lines: what was told under nodes, each with the node's id before it.
+    """
+
+    def __init__(self, messages: list[dict], binary: list[bytes], history: dict):
+        self.messages, self.history = messages, history
+        self.previews = len(binary)
+        self.lines = [raw[8:].decode("utf-8") for raw in binary if raw[:4] == TEXT_EVENT]
 
     @property
     def status(self) -> str:
@@ -164,12 +172,12 @@ class Server:
         answer = self.post("/prompt", {"prompt": prompt, "client_id": self.client})
         assert answer.status_code == 200, answer.text
         prompt_id = answer.json()["prompt_id"]
-        messages, previews = [], 0
+        messages, binary = [], []
         while True:
             raw = socket_.recv()
             message = None if isinstance(raw, bytes) else json.loads(raw)
             if message is None:
-                previews += 1
+                binary.append(raw)
             else:
                 messages.append(message)
             if on_message:
@@ -182,7 +190,7 @@ class Server:
         for _ in range(100):
             history = self.get(f"/history/{prompt_id}").json()
             if prompt_id in history:
-                return Run(messages, previews, history[prompt_id])
+                return Run(messages, binary, history[prompt_id])
             time.sleep(0.1)
         raise AssertionError(f"prompt {prompt_id} never came into the history")
 
