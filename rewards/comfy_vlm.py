@@ -17,6 +17,7 @@ from .vlm import VisionLanguageModel
 
 _START, _END = "<|im_start|>user\n<|vision_start|>", "<|im_end|>\n<|im_start|>assistant\n"
 _IMAGE, _AFTER = "<|image_pad|>", "<|vision_end|>"
+_HOST = comfyui_version.__version__
 _AGREES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """By how much of its length a hidden state may be off the host's own."""
 _TAKE = "load a Qwen3-VL 4B or 8B with Load CLIP, of a type other than flux and flux2"
@@ -128,9 +129,9 @@ class ComfyVLM(VisionLanguageModel):
         off = ((ours - own).norm() / own.norm()).item()
         if not off <= _AGREES[self.dtype]:
             raise ValueError(
-                f"expected ComfyUI {comfyui_version.__version__} to run {type(self.net).__name__} as it is known to, got "
-                f"a hidden state that is off by {off:.2g} of its length; {_TAKE}, or tell us of "
-                "this version"
+                f"expected ComfyUI {_HOST} to run {type(self.net).__name__} as it is known to, "
+                f"got a hidden state that is off by {off:.2g} of its length; {_TAKE}, or tell us "
+                "of this version"
             )
 
 
@@ -147,8 +148,8 @@ def _qwen3_vl(clip) -> tuple:
         from comfy.text_encoders.qwen3vl import Qwen3VL
     except ImportError:
         raise ValueError(
-            f"expected a ComfyUI that loads Qwen3-VL as a CLIP (0.29 does), got {comfyui_version.__version__}; update it, "
-            "or take another reward"
+            f"expected a ComfyUI that loads Qwen3-VL as a CLIP (0.29 does), got {_HOST}; update "
+            "it, or take another reward"
         ) from None
     if not isinstance(net, Qwen3VL):
         got = type(outer if net is None else net).__name__
