@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .rewards import CATALOGUE, MODES, RewardMix, Scores, default_folders, load_reward
 from .rewards.catalogue import PREPROCESS, check_files, entry
+from .rewards.questions import COMBINE
 from .sampling import (
     STRATEGIES,
     SearchSettings,
@@ -78,6 +79,23 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--mode", choices=MODES, default=MODES[0], help="of the mix; default: raw")
     score.add_argument("--reference", type=Path, metavar="IMG", help="for image_similarity")
     score.add_argument("--text", default="", help="for ocr; default: what the prompt quotes")
+    score.add_argument(
+        "--question",
+        action="append",
+        metavar="TEXT",
+        help="for vlm, as often as there are: '[weight*] [not:] question'; default: the prompt",
+    )
+    score.add_argument("--combine", choices=COMBINE, default=COMBINE[0], help="vlm's questions")
+    score.add_argument(
+        "--split-prompt", action="store_true", help="for vlm: ask for the prompt's parts, too"
+    )
+    score.add_argument(
+        "--side",
+        type=int,
+        default=1024,
+        metavar="PX",
+        help="for vlm: scale down to the pixels of such a square; default: 1024",
+    )
     score.add_argument("--preprocess", choices=PREPROCESS, default=PREPROCESS[0])
     score.add_argument("--device", default="auto", help="such as cpu or cuda:1; default: auto")
 
@@ -171,6 +189,10 @@ def _score(args) -> tuple[dict, str]:
             preprocess=args.preprocess,
             reference=reference,
             text=args.text,
+            questions="\n".join(args.question or []),
+            combine=args.combine,
+            split_prompt=args.split_prompt,
+            side=args.side,
         )
         for name in weights
     ]
@@ -185,7 +207,7 @@ def _scored(
     judge = mix.judge(prompts, patience=len(images) - 1)
     with torch.inference_mode():
         each = [judge.score(image, torch.tensor([n])) for n, image in enumerate(images)]
-    columns = {name: torch.stack([values[name] for values in each]) for name in mix.names}
+    columns = {name: torch.stack([values[name] for values in each]) for name in each[0]}
     scores = Scores(mix.totals(columns)[:, 0], {n: value[:, 0] for n, value in columns.items()})
     rows = [
         {
@@ -197,7 +219,7 @@ def _scored(
         for index, path in enumerate(paths)
     ]
     answer = {"images": rows, "ranking": scores.ranking, "reward": judge.report()}
-    names = ["total", *mix.names]
+    names = ["total", *columns]
     lines = ["  ".join(["rank", *(name.rjust(9) for name in names), "image"])]
     for rank, index in enumerate(scores.ranking, 1):
         cells = (f"{rows[index][name]:9.4f}".rjust(len(name)) for name in names)

@@ -7,8 +7,8 @@ from server import PromptServer
 
 from ..rewards import RewardMix
 from ..rewards.comfy_vlm import ComfyVLM
-from ..rewards.questions import parse, split
-from ..rewards.vlm import COMBINE, SIDES, VLM, check_combine
+from ..rewards.questions import COMBINE, check_combine, parse, split
+from ..rewards.vlm import SIDES, VLM
 from .types import ADVANCED, CATEGORY, Reward, schema
 
 

@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
+COMBINE = ("mean", "weakest")
 MOST = 12
 """Questions that a prompt is split into at most; each costs a forward of the judge."""
 
@@ -59,6 +60,17 @@ def parse(text: str) -> tuple[Question, ...]:
     if found and not any(question.weight for question in found):
         raise ValueError("expected a question with a weight above 0, got none; set a weight")
     return found
+
+
+def check_combine(questions: tuple[Question, ...], combine: str) -> None:
+    """Raise ValueError for a way to combine that there is not, or that has no use for weights."""
+    if combine not in COMBINE:
+        raise ValueError(f"expected combine {' or '.join(COMBINE)}, got {combine!r}; choose one")
+    if combine == "weakest" and any(question.weight not in (0, 1) for question in questions):
+        raise ValueError(
+            "expected weights of 0 or 1 where the weakest answer counts, got others; take 'mean' "
+            "or leave the weights out"
+        )
 
 
 def _question(line: str) -> Question:

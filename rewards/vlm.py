@@ -16,9 +16,8 @@ from torch import Tensor
 from .base import Reward, check_images
 from .networks import Network
 from .preprocess import channels_first, resize
-from .questions import Question, about, parse, split
+from .questions import Question, about, check_combine, parse, split
 
-COMBINE = ("mean", "weakest")
 YES, NO = ("Yes", "yes", "YES", " Yes", " yes"), ("No", "no", "NO", " No", " no")
 ANSWERED = 0.5
 """Probability of yes and no together, below which the judge is not answering."""
@@ -176,17 +175,6 @@ class Asking:
             )
 
 
-def check_combine(questions: tuple[Question, ...], combine: str) -> None:
-    """Raise ValueError for a way to combine that there is not, or that has no use for weights."""
-    if combine not in COMBINE:
-        raise ValueError(f"expected combine {' or '.join(COMBINE)}, got {combine!r}; choose one")
-    if combine == "weakest" and any(question.weight not in (0, 1) for question in questions):
-        raise ValueError(
-            "expected weights of 0 or 1 where the weakest answer counts, got others; take 'mean' "
-            "or leave the weights out"
-        )
-
-
 class VLM(Reward):
     """How sure a vision-language model is that an image is what was asked for.
 
@@ -252,9 +240,14 @@ class VLM(Reward):
         of yes and no together. Below ``ANSWERED`` the judge has no verdict: NaN."""
         check_images(images)
         asked = [self.asked(prompt) for prompt in prompts]
-        p, mass = self.ask(images, [[q.asked for q in questions] for questions in asked])
-        p = p.where(mass >= ANSWERED, torch.nan).to(images.device)
         counts = [len(questions) for questions in asked]
+        p, mass = self.ask(
+            images.nan_to_num(), [[q.asked for q in questions] for questions in asked]
+        )
+        p, mass = p.to(images.device), mass.to(images.device)
+        whole = images.isfinite().flatten(1).all(1)
+        known = (mass >= ANSWERED) & whole.repeat_interleave(torch.tensor(counts).to(whole.device))
+        p = p.where(known, torch.nan)
         scores, parts = [], {}
         for row, (questions, yes) in enumerate(zip(asked, p.split(counts), strict=True)):
             wanted = torch.tensor([q.wanted for q in questions], device=yes.device)
@@ -263,7 +256,7 @@ class VLM(Reward):
             for question, value in zip(questions, held, strict=True):
                 column = parts.setdefault(question.name, p.new_full((len(images),), torch.nan))
                 column[row] = value
-        parts["answered"] = torch.stack([m.min() for m in mass.split(counts)]).to(images.device)
+        parts["answered"] = torch.stack([m.min() for m in mass.split(counts)])
         return torch.stack(scores), parts
 
     def _combined(self, questions: tuple[Question, ...], held: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ import shutil
 import pytest
 import tiny_vlm
 import torch
+from PIL import Image
 
-from flow_ttrl.rewards import RewardMix
+from flow_ttrl.cli import main
+from flow_ttrl.rewards import RewardMix, load_reward
 from flow_ttrl.rewards.networks import on_device
 from flow_ttrl.rewards.vlm import VLM, Asking, judged_size, plain, yes_probability
 from flow_ttrl.rewards.vlm_folder import FolderVLM
@@ -197,6 +199,44 @@ def test_questions_take_part_in_a_mix_of_several(model, images):
     assert {"vlm", "vlm: a cat", "vlm_2", "vlm_2: answered"} <= set(values)
     totals = both.totals({name: value[None] for name, value in values.items()})[0]
     assert torch.allclose(totals, values["vlm"] + 0.5 * values["vlm_2"])
+
+
+def test_an_image_that_is_not_finite_has_no_verdict(model, images):
+    judge = VLM(model(), "a cat\na dog")
+    broken = images.clone()
+    broken[1, 3, 4, 0] = torch.nan
+    score, parts = judge.measure(broken, [""] * 3)
+    assert score.isfinite().tolist() == [True, False, True]
+    assert parts["a cat"].isfinite().tolist() == [True, False, True]
+    assert torch.equal(score[[0, 2]], judge.score(images, [""] * 3)[[0, 2]])
+
+
+def test_the_catalogue_loads_it_by_name_from_a_models_folder(folders, images, tmp_path):
+    """Under the name of any of the models that serve; or a folder anywhere."""
+    (tmp_path / "SmolVLM-256M-Instruct").symlink_to(folders["smolvlm"])
+    options = {"folders": [tmp_path], "place": on_device("cpu"), "questions": "a cat"}
+    reward = load_reward("vlm", **options)
+    elsewhere = load_reward("vlm", **options, path=folders["qwen3_vl"])
+    one, other = (judge.score(images, [""] * 3) for judge in (reward, elsewhere))
+    assert one.isfinite().all()
+    assert not torch.allclose(one, other)
+    with pytest.raises(FileNotFoundError, match="Qwen3-VL-4B-Instruct .about 8,876 MB"):
+        load_reward("vlm", folders=[tmp_path / "none"], place=on_device("cpu"))
+
+
+def test_the_command_line_asks_questions(folders, images, tmp_path, capsys):
+    (tmp_path / "Qwen3-VL-4B-Instruct").symlink_to(folders["qwen3_vl"])
+    Image.fromarray((images[0].numpy() * 255).astype("uint8")).save(tmp_path / "a.png")
+    given = ["score", str(tmp_path / "a.png"), "--reward", "vlm", "--models", str(tmp_path)]
+    given += ["--question", "2* a cat", "--question", "not: Is it night?", "--device", "cpu"]
+    assert main([*given, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (row,) = answer["images"]
+    cat, night = row["vlm: a cat"], row["vlm: not: Is it night?"]
+    assert row["total"] == pytest.approx((2 * cat + night) / 3, abs=1e-6)
+    assert answer["reward"]["details"]["vlm"]["questions"][0]["weight"] == 2
+    assert main(given) == 0
+    assert "vlm: not: Is it night?" in capsys.readouterr().out
 
 
 # -- what is refused
