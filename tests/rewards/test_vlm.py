@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 
 import pytest
 import tiny_vlm
@@ -19,23 +20,23 @@ QUESTIONS = "Is there a cat?\n2* not: is it night?\na red circle"
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words")
+def folder(tmp_path_factory):
+    """A folder of tiny weights by its family, written once."""
     base = tmp_path_factory.mktemp("vlm")
-    return {family: tiny_vlm.write(base / family, family) for family in tiny_vlm.FAMILIES}
+
+    @cache
+    def written(family: str = "qwen3_vl"):
+        if family == "smolvlm":
+            pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words")
+        return tiny_vlm.write(base / family, family)
+
+    return written
 
 
 @pytest.fixture(scope="session")
-def model(folders):
+def model(folder):
     """A judge's model by its family, loaded once."""
-    known = {}
-
-    def load(family: str = "qwen3_vl") -> FolderVLM:
-        if family not in known:
-            known[family] = FolderVLM(folders[family], on_device("cpu"))
-        return known[family]
-
-    return load
+    return cache(lambda family="qwen3_vl": FolderVLM(folder(family), on_device("cpu")))
 
 
 # -- the maths
@@ -127,15 +128,15 @@ def test_control_words_in_a_prompt_reach_the_model_as_text(model, family):
         assert judge.tokenizer.decode(ids).replace(" ", "") == f"asign{word}here".replace(" ", "")
 
 
-def test_positions_stay_in_float32_in_half_precision(folders, images):
+def test_positions_stay_in_float32_in_half_precision(folder, images):
     """Qwen's rotary frequencies; and float16, which it overflows in, becomes bfloat16."""
-    judge = FolderVLM(folders["qwen3_vl"], on_device("cpu", torch.float16))
+    judge = FolderVLM(folder(), on_device("cpu", torch.float16))
     module = judge.network.module
     assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
     assert {b.dtype for name, b in module.named_buffers() if "inv_freq" in name} == {torch.float32}
     logits = judge.next_logits([judge.look(images[:1])], ["Is it red?"])
     assert logits.dtype == torch.float32
-    full = FolderVLM(folders["qwen3_vl"], on_device("cpu"))
+    full = FolderVLM(folder(), on_device("cpu"))
     exact = full.next_logits([full.look(images[:1])], ["Is it red?"])
     assert (logits - exact).abs().max() < 0.05 * exact.abs().max()
 
@@ -211,12 +212,12 @@ def test_an_image_that_is_not_finite_has_no_verdict(model, images):
     assert torch.equal(score[[0, 2]], judge.score(images, [""] * 3)[[0, 2]])
 
 
-def test_the_catalogue_loads_it_by_name_from_a_models_folder(folders, images, tmp_path):
+def test_the_catalogue_loads_it_by_name_from_a_models_folder(folder, images, tmp_path):
     """Under the name of any of the models that serve; or a folder anywhere."""
-    (tmp_path / "SmolVLM-256M-Instruct").symlink_to(folders["smolvlm"])
+    (tmp_path / "Qwen2.5-VL-3B-Instruct").symlink_to(folder("qwen2_5_vl"))
     options = {"folders": [tmp_path], "place": on_device("cpu"), "questions": "a cat"}
     reward = load_reward("vlm", **options)
-    elsewhere = load_reward("vlm", **options, path=folders["qwen3_vl"])
+    elsewhere = load_reward("vlm", **options, path=folder())
     one, other = (judge.score(images, [""] * 3) for judge in (reward, elsewhere))
     assert one.isfinite().all()
     assert not torch.allclose(one, other)
@@ -224,8 +225,8 @@ def test_the_catalogue_loads_it_by_name_from_a_models_folder(folders, images, tm
         load_reward("vlm", folders=[tmp_path / "none"], place=on_device("cpu"))
 
 
-def test_the_command_line_asks_questions(folders, images, tmp_path, capsys):
-    (tmp_path / "Qwen3-VL-4B-Instruct").symlink_to(folders["qwen3_vl"])
+def test_the_command_line_asks_questions(folder, images, tmp_path, capsys):
+    (tmp_path / "Qwen3-VL-4B-Instruct").symlink_to(folder())
     Image.fromarray((images[0].numpy() * 255).astype("uint8")).save(tmp_path / "a.png")
     given = ["score", str(tmp_path / "a.png"), "--reward", "vlm", "--models", str(tmp_path)]
     given += ["--question", "2* a cat", "--question", "not: Is it night?", "--device", "cpu"]
@@ -242,10 +243,10 @@ def test_the_command_line_asks_questions(folders, images, tmp_path, capsys):
 # -- what is refused
 
 
-def test_a_judge_that_does_not_answer_is_refused_at_the_start(folders, tmp_path):
-    folder = tiny_vlm.write(tmp_path / "random", "qwen3_vl", fitted=False)
+def test_a_judge_that_does_not_answer_is_refused_at_the_start(tmp_path):
+    random = tiny_vlm.write(tmp_path / "random", "qwen3_vl", fitted=False)
     with pytest.raises(ValueError, match="answers yes or no, got one that gives both together"):
-        VLM(FolderVLM(folder, on_device("cpu")))
+        VLM(FolderVLM(random, on_device("cpu")))
 
 
 def test_a_judge_that_falls_silent_has_no_verdict(model, images, caplog):
@@ -301,16 +302,16 @@ def changed(folder, tmp_path, name, content):
         ("chat_template.jinja", None, "chat template in"),
     ],
 )
-def test_folders_of_something_else(folders, tmp_path, name, content, told):
-    copy = changed(folders["qwen3_vl"], tmp_path, name, content)
+def test_folders_of_something_else(folder, tmp_path, name, content, told):
+    copy = changed(folder(), tmp_path, name, content)
     with pytest.raises((ValueError, OSError), match=told):
         FolderVLM(copy, on_device("cpu"))
 
 
-def test_a_tensor_that_is_missing_is_named(folders, tmp_path):
+def test_a_tensor_that_is_missing_is_named(folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    copy = shutil.copytree(folders["qwen3_vl"], tmp_path / "copy")
+    copy = shutil.copytree(folder(), tmp_path / "copy")
     state = load_file(copy / "model.safetensors")
     del state["model.visual.merger.norm.weight"]
     save_file(state, copy / "model.safetensors", {"format": "pt"})
