@@ -154,6 +154,7 @@ class SDELatentSearch(io.ComfyNode):
             judge,
             baseline=baseline,
             models=reward.patchers,
+            judging=reward.working_memory,
             finish_asked=finish_asked,
         )
         searched = sample_latents(

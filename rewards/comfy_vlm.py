@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .networks import Network
-from .vlm import VisionLanguageModel
+from .vlm import VisionLanguageModel, working_memory
 
 _START, _END = "<|im_start|>user\n<|vision_start|>", "<|im_end|>\n<|im_start|>assistant\n"
 _IMAGE, _AFTER = "<|image_pad|>", "<|vision_end|>"
@@ -55,6 +55,10 @@ class ComfyVLM(VisionLanguageModel):
         self.control_words = tuple(self.tokenizer.get_added_vocab())
         half = comfy.model_management.should_use_bf16(self.network.device)
         self.dtype = torch.bfloat16 if half else torch.float32
+        sizes = self.net.model.config
+        self.network.working_memory = working_memory(
+            sizes.hidden_size, sizes.intermediate_size, sizes.vocab_size, self.dtype
+        )
         with torch.inference_mode():
             self._check_own_forward(clip)
 

@@ -70,6 +70,11 @@ class RewardMix:
         """Model patchers, under ComfyUI, of what scoring images has to have on the device."""
         return _patchers(network for reward, _ in self.parts for network in reward.networks)
 
+    @property
+    def working_memory(self) -> int:
+        """Bytes that scoring images takes at most, beside what has to be on the device."""
+        return max((n.working_memory for r, _ in self.parts for n in r.networks), default=0)
+
     def get_models(self) -> list:
         """All of the rewards' model patchers; ComfyUI's cache asks for them by this name."""
         rewards = [reward for reward, _ in self.parts]

@@ -22,7 +22,12 @@ class Network:
         module: its towers are in a low precision on a GPU, its heads in float32.
         device: where it runs. This class leaves the module there for good; a host's memory manager
             may bring it only when it is needed (``comfy.py``).
+
+    Attributes:
+        working_memory: bytes that it takes at most while it runs, where that is worth telling.
     """
+
+    working_memory: int = 0
 
     def __init__(self, module: nn.Module, device: torch.device):
         self.module, self.device = module, device

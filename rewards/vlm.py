@@ -25,7 +25,7 @@ SIDES = (256, 2048)
 """Of squares with as many pixels as a judged image may have; the usual one is 1024."""
 TOLD_APART = 0.1
 """By how much yes has to be likelier of what is so than of what is not."""
-_TOKENS = 8192
+TOKENS = 8192
 """That run through the judge at once."""
 _REPLY = "{} Please answer yes or no."
 
@@ -82,6 +82,15 @@ def plain(text: str, control_words: tuple[str, ...]) -> str:
     return text
 
 
+def working_memory(width: int, mlp: int, vocabulary: int, dtype: torch.dtype) -> int:
+    """Bytes that a judge takes beside its weights, by its sizes.
+
+    A layer holds three tensors as wide as its MLP and six as wide as the model, of as many tokens
+    as run at once; then the weights of the vocabulary's words, in float32.
+    """
+    return TOKENS * (3 * mlp + 6 * width) * dtype.itemsize + 4 * vocabulary * width
+
+
 def judged_size(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:
     """(height, width) that an image is judged at, in multiples.
 
@@ -129,7 +138,7 @@ class Asking:
         size = judged_size(*images.shape[1:3], self.side, self.model.multiple)
         pixels = channels_first(images.to(self.model.network.device))
         pixels = resize(pixels, size).movedim(1, -1)
-        rows = max(1, int(_TOKENS / (math.prod(size) * self.model.tokens_per_pixel)))
+        rows = max(1, int(TOKENS / (math.prod(size) * self.model.tokens_per_pixel)))
         answers, chunk = [], []
         for image, asked in zip(pixels.split(1), questions, strict=True):
             seen = self.model.look(image)  # once, for all of its questions

@@ -47,6 +47,7 @@ class SearchSampler:
         judge: what images are scored by.
         baseline: also sample plainly, for comparison.
         models: patchers of what ``judge`` needs on the device, loaded beside the model.
+        judging: bytes that ``judge`` takes while it runs, kept free.
         finish_asked: of a time.monotonic(), asked before each step; where it says yes for the run's
             beginning, the search ends and finishes the best so far.
         on_result: told of a run's sampler when it has its result.
@@ -66,11 +67,12 @@ class SearchSampler:
         *,
         baseline: bool = False,
         models: Sequence = (),
+        judging: int = 0,
         finish_asked: Callable[[float], bool] = lambda since: False,
         on_result: Callable[[SearchSampler], None] | None = None,
     ):
         self.settings, self.vae, self.judge = settings, vae, judge
-        self.baseline, self.models = baseline, list(models)
+        self.baseline, self.models, self.judging = baseline, list(models), judging
         self.finish_asked, self.on_result = finish_asked, on_result
         self.result: SearchResult | None = None
         self.latents: Tensor | None = None
@@ -116,7 +118,7 @@ class SearchSampler:
             settings = replace(settings, micro_batch=rows_at_once(shape, patch_of(base)))
         if KEY not in base.current_patcher.additional_models:  # a host's sampler loaded the model
             rows = _rows(settings, base.current_patcher, shape)
-            load_beside(model.inner_model, self.vae, self.models, shape, rows)
+            load_beside(model.inner_model, self.vae, self.models, shape, rows, self.judging)
         planned = plan(settings, sigmas.tolist())
         levels = distinct_levels(sigmas.tolist())
         plain_calls = len(levels) - 1 + (levels[-1] > 0)
@@ -224,7 +226,8 @@ def sample_latents(
     if settings.micro_batch == 0:
         at_once = rows_at_once(image.shape, patch_of(model.model))
         settings = replace(settings, micro_batch=at_once)
-    reserve(beside, search_sampler.vae, _rows(settings, model, image.shape))
+    rows = _rows(settings, model, image.shape)
+    reserve(beside, search_sampler.vae, rows, search_sampler.judging)
     guider = comfy.samplers.CFGGuider(beside)
     if negative is None:  # as the host's BasicGuider does
         guider.inner_set_conds({"positive": positive})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import graphs
 import pytest
+import tiny_vlm
 from graphs import node
 
 EQUAL = 1e-4
@@ -105,6 +106,14 @@ def test_a_search_by_it_is_the_same_twice_and_evicts_nothing(measured):
 
 
 @needs_qwen3_vl
+def test_what_judging_takes_is_kept_free(measured):
+    """More than decoding an image of the demo model's does, since its vocabulary is whole."""
+    told = measured["sampling"]
+    assert told["working_memory"] > 64 * 151936 * 4
+    assert told["reserved"] >= told["working_memory"]
+
+
+@needs_qwen3_vl
 def test_every_question_of_a_split_prompt_is_in_the_report(measured):
     told = measured["sampling"]
     names = ["the prompt", "a circle", "the circle is red", "a square", "the square is blue"]
@@ -153,6 +162,25 @@ def test_questions_that_cannot_be_parsed_are_told_when_queued(server, weights):
     answer = server.post("/prompt", {"prompt": graph, "client_id": "x"})
     assert answer.status_code == 400
     assert "write what is to be asked" in answer.text
+
+
+def test_a_folder_of_transformers_judges_too(server, tmp_path):
+    """By Load Reward Model, in every version of the host."""
+    folder = tiny_vlm.write(tmp_path / "Qwen3-VL-4B-Instruct", "qwen3_vl")
+    graph = {**graphs.demo(batch=3), **graphs.stock("drawn", 5, 2)}
+    graph["images"] = node("VAEDecode", samples=["drawn sampler", 0], vae=["model", 2])
+    widgets = {"path": str(folder), "text": "", "preprocess": "official"}
+    graph["load"] = node("TTRLLoadReward", reward="vlm", **widgets)
+    graph["scores"] = node(
+        "TTRLRewardScorer", images=["images", 0], reward=["load", 0], prompt=graphs.PROMPT
+    )
+    run = server.run(graph)
+    assert run.status == "success", run.error
+    header, *lines = run.text("scores").splitlines()
+    assert header.split()[2:] == ["total", "vlm", "vlm:", "answered"]
+    scores = [float(line.split()[3]) for line in lines]
+    assert len(set(scores)) > 1
+    assert all(0 < score < 1 for score in scores)
 
 
 def test_another_clip_is_refused_with_the_reason(server):

@@ -3,10 +3,12 @@
 import json
 import shutil
 from functools import cache
+from pathlib import Path
 
 import pytest
 import tiny_vlm
 import torch
+import vlm as costs
 from PIL import Image
 
 from flow_ttrl.cli import main
@@ -238,6 +240,13 @@ def test_the_command_line_asks_questions(folder, images, tmp_path, capsys):
     assert answer["reward"]["details"]["vlm"]["questions"][0]["weight"] == 2
     assert main(given) == 0
     assert "vlm: not: Is it night?" in capsys.readouterr().out
+
+
+def test_the_costs_in_the_docs_are_those_of_the_formula():
+    docs = Path(__file__).resolve().parents[2] / "docs" / "rewards.md"
+    table = costs.table()
+    assert table in docs.read_text("utf-8")
+    assert len(table.splitlines()) == 6
 
 
 # -- what is refused

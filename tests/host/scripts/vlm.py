@@ -23,6 +23,7 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.model_management as management  # noqa: E402
+import comfy.sampler_helpers  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 
@@ -225,6 +226,12 @@ def sampling(clip) -> dict:
         calls.append([type(one.model).__name__ for one in [*models, *inside]])
         return load(models, *args, **kwargs)
 
+    free, estimate = [], comfy.sampler_helpers.estimate_memory
+
+    def estimated(patcher, noise_shape, conds):
+        free.append(patcher.model.memory_required(list(noise_shape)))
+        return estimate(patcher, noise_shape, conds)
+
     def run() -> tuple[torch.Tensor, dict]:
         mix = RewardMix(((VLM(ComfyVLM(clip), split_prompt=True), 1.0),))
         sampler = hosts.SearchSampler(
@@ -232,6 +239,7 @@ def sampling(clip) -> dict:
             vae,
             mix.judge([prompt]),
             models=mix.patchers,
+            judging=mix.working_memory,
         )
         calls.clear()
         out = hosts.sample_latents(
@@ -246,16 +254,19 @@ def sampling(clip) -> dict:
             scheduler="simple",
             denoise=1.0,
         )
-        return out["samples"], sampler.report()
+        return out["samples"], sampler.report() | {"working_memory": mix.working_memory}
 
+    comfy.sampler_helpers.estimate_memory = estimated
     management.load_models_gpu = seen
     management.unload_all_models()
     (first, report), loads = run(), list(calls)
     (second, _), again = run(), list(calls)
-    management.load_models_gpu = load
+    management.load_models_gpu, comfy.sampler_helpers.estimate_memory = load, estimate
     loaded = [type(one.model.model).__name__ for one in management.current_loaded_models]
     return {
         "same_bits": bool(torch.equal(first, second)),
+        "reserved": min(free),
+        "working_memory": report["working_memory"],
         "loads": loads,
         "again": again,
         "loaded": loaded,
