@@ -111,6 +111,23 @@ def in_host(home, python):
     return run
 
 
+@pytest.fixture(scope="session")
+def vlm_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("vlm")
+
+
+@pytest.fixture(scope="session")
+def vlm_measured(in_host, vlm_folder) -> dict:
+    """What ``scripts/vlm.py`` measures, which also writes a tiny judge's weights."""
+    return in_host("vlm.py", str(vlm_folder))
+
+
+@pytest.fixture(scope="session")
+def vlm_weights(vlm_measured, vlm_folder) -> str:
+    """Of a tiny CLIP that answers, and knows red from blue: for the node ``TinyVLM``."""
+    return str(vlm_folder / "judge.safetensors")
+
+
 class Run:
     """One prompt's life: its websocket messages, binary previews and history entry.
 

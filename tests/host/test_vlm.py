@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import graphs
 import pytest
 import tiny_vlm
-from graphs import node
+from graphs import LOADS_QWEN3_VL, node
 
 EQUAL = 1e-4
 KINDS = ("qwen3vl_4b", "qwen3vl_8b", "krea2", "mage_flow", "ideogram4", "boogu", "joyimage")
-ENCODERS = Path(os.environ.get("COMFYUI_PATH", ".")).expanduser() / "comfy" / "text_encoders"
-LOADS_QWEN3_VL = (ENCODERS / "qwen3vl.py").is_file()
 needs_qwen3_vl = pytest.mark.skipif(
     not LOADS_QWEN3_VL, reason="this ComfyUI does not load Qwen3-VL as a CLIP"
 )
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("vlm")
-
-
-@pytest.fixture(scope="session")
-def measured(in_host, folder) -> dict:
-    return in_host("vlm.py", str(folder))
-
-
-@pytest.fixture(scope="session")
-def weights(measured, folder) -> str:
-    """Of a tiny CLIP that answers, and knows red from blue."""
-    return str(folder / "judge.safetensors")
 
 
 def judge(clip: list, questions: str = "", split_prompt: str = "", combine: str = "mean") -> dict:
@@ -41,10 +21,10 @@ def judge(clip: list, questions: str = "", split_prompt: str = "", combine: str 
     return node("TTRLVLMReward", clip=clip, **widgets, side=1024)
 
 
-def judged_search(weights: str, questions: str) -> dict:
+def judged_search(vlm_weights: str, questions: str) -> dict:
     """The demo model searched by the judge alone."""
     graph = {**graphs.demo(), **graphs.search("vlm", 3, 8, budget=3.0)}
-    graph["tiny"] = node("TinyVLM", weights=weights)
+    graph["tiny"] = node("TinyVLM", weights=vlm_weights)
     graph["judge"] = judge(["tiny", 0], questions)
     graph["vlm search"]["inputs"]["reward"] = ["judge", 0]
     return graph
@@ -52,9 +32,9 @@ def judged_search(weights: str, questions: str) -> dict:
 
 @needs_qwen3_vl
 @pytest.mark.parametrize("kind", KINDS)
-def test_first_token_logits_are_transformers_own(measured, kind):
+def test_first_token_logits_are_transformers_own(vlm_measured, kind):
     """In every text encoder that has the whole of Qwen3-VL; batches and single rows."""
-    told = measured["parity"][kind]
+    told = vlm_measured["parity"][kind]
     assert told["apart"] < EQUAL
     assert told["spread"] > 100 * EQUAL
 
@@ -70,20 +50,20 @@ def test_first_token_logits_are_transformers_own(measured, kind):
         ("random_head", "answers yes or no"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_with_the_reason(measured, what, words):
-    assert words in measured["refused"][what]
+def test_what_cannot_be_asked_is_refused_with_the_reason(vlm_measured, what, words):
+    assert words in vlm_measured["refused"][what]
 
 
 @needs_qwen3_vl
-def test_control_words_in_a_question_are_text(measured):
-    assert measured["texts"]["words"] > 20
-    assert measured["texts"]["left"] == 0
-    assert measured["texts"]["kept"]
+def test_control_words_in_a_question_are_text(vlm_measured):
+    assert vlm_measured["texts"]["words"] > 20
+    assert vlm_measured["texts"]["left"] == 0
+    assert vlm_measured["texts"]["kept"]
 
 
 @needs_qwen3_vl
-def test_a_batch_scores_as_each_image_does_and_images_matter(measured):
-    told = measured["scoring"]
+def test_a_batch_scores_as_each_image_does_and_images_matter(vlm_measured):
+    told = vlm_measured["scoring"]
     assert told["batch_off"] < 1e-5
     assert told["spread"] > 1e-3
     assert told["again"]
@@ -92,9 +72,9 @@ def test_a_batch_scores_as_each_image_does_and_images_matter(measured):
 
 
 @needs_qwen3_vl
-def test_a_search_by_it_is_the_same_twice_and_evicts_nothing(measured):
+def test_a_search_by_it_is_the_same_twice_and_evicts_nothing(vlm_measured):
     """It is loaded in one call with the model and the VAE, and by none while they sample."""
-    told = measured["sampling"]
+    told = vlm_measured["sampling"]
     assert told["same_bits"]
     first = ["Qwen3VLTEModel_"]
     together = ["SD3", "AutoencoderKL", "Qwen3VLTEModel_"]
@@ -106,16 +86,16 @@ def test_a_search_by_it_is_the_same_twice_and_evicts_nothing(measured):
 
 
 @needs_qwen3_vl
-def test_what_judging_takes_is_kept_free(measured):
+def test_what_judging_takes_is_kept_free(vlm_measured):
     """More than decoding an image of the demo model's does, since its vocabulary is whole."""
-    told = measured["sampling"]
+    told = vlm_measured["sampling"]
     assert told["working_memory"] > 64 * 151936 * 4
     assert told["reserved"] >= told["working_memory"]
 
 
 @needs_qwen3_vl
-def test_every_question_of_a_split_prompt_is_in_the_report(measured):
-    told = measured["sampling"]
+def test_every_question_of_a_split_prompt_is_in_the_report(vlm_measured):
+    told = vlm_measured["sampling"]
     names = ["the prompt", "a circle", "the circle is red", "a square", "the square is blue"]
     names += ["the circle is left of the square"]
     assert told["values"] == ["vlm", *(f"vlm: {name}" for name in [*names, "answered"])]
@@ -123,10 +103,10 @@ def test_every_question_of_a_split_prompt_is_in_the_report(measured):
 
 
 @needs_qwen3_vl
-def test_the_node_drives_a_search_twice_alike(server, weights):
+def test_the_node_drives_a_search_twice_alike(server, vlm_weights):
     saved = []
     for questions in ("2* a red circle\nnot: is it night?", "2* a red circle\n\nnot: is it night?"):
-        run = server.run(judged_search(weights, questions))
+        run = server.run(judged_search(vlm_weights, questions))
         assert run.status == "success", run.error
         report = json.loads(run.text("vlm report"))
         assert {"vlm", "vlm: a red circle", "vlm: not: is it night?", "vlm: answered"} <= set(
@@ -140,10 +120,10 @@ def test_the_node_drives_a_search_twice_alike(server, weights):
 
 
 @needs_qwen3_vl
-def test_the_node_shows_what_it_asks_and_scores_a_batch(server, weights):
+def test_the_node_shows_what_it_asks_and_scores_a_batch(server, vlm_weights):
     graph = {**graphs.demo(batch=3), **graphs.stock("drawn", 5, 2)}
     graph["images"] = node("VAEDecode", samples=["drawn sampler", 0], vae=["model", 2])
-    graph["tiny"] = node("TinyVLM", weights=weights)
+    graph["tiny"] = node("TinyVLM", weights=vlm_weights)
     graph["judge"] = judge(["tiny", 0], split_prompt=graphs.PROMPT, combine="weakest")
     graph["scores"] = node("TTRLRewardScorer", images=["images", 0], reward=["judge", 0], prompt="")
     run = server.run(graph)
@@ -157,8 +137,8 @@ def test_the_node_shows_what_it_asks_and_scores_a_batch(server, weights):
 
 
 @needs_qwen3_vl
-def test_questions_that_cannot_be_parsed_are_told_when_queued(server, weights):
-    graph = judged_search(weights, "2*")
+def test_questions_that_cannot_be_parsed_are_told_when_queued(server, vlm_weights):
+    graph = judged_search(vlm_weights, "2*")
     answer = server.post("/prompt", {"prompt": graph, "client_id": "x"})
     assert answer.status_code == 400
     assert "write what is to be asked" in answer.text
