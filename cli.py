@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .rewards import CATALOGUE, MODES, RewardMix, Scores, default_folders, load_reward
+from .rewards.base import headings
 from .rewards.catalogue import PREPROCESS, check_files, entry
 from .rewards.questions import COMBINE
 from .sampling import (
@@ -220,11 +221,12 @@ def _scored(
     ]
     answer = {"images": rows, "ranking": scores.ranking, "reward": judge.report()}
     names = ["total", *columns]
-    lines = ["  ".join(["rank", *(name.rjust(9) for name in names), "image"])]
+    above, below = headings(names)
+    lines = ["  ".join(["rank", *(above[name].rjust(9) for name in names), "image"])]
     for rank, index in enumerate(scores.ranking, 1):
-        cells = (f"{rows[index][name]:9.4f}".rjust(len(name)) for name in names)
+        cells = (f"{rows[index][name]:9.4f}".rjust(len(above[name])) for name in names)
         lines.append("  ".join([f"{rank:4d}", *cells, rows[index]["image"]]))
-    return jsonable(answer), "\n".join(lines)
+    return jsonable(answer), "\n".join([*lines, *below])
 
 
 def parse_weights(text: str) -> dict[str, float]:

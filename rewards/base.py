@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,6 +83,19 @@ class Scores:
     def ranking(self) -> list[int]:
         """The images' numbers, best first; one that nothing could judge comes last."""
         return self.total.nan_to_num(-torch.inf).argsort(descending=True).tolist()
+
+
+def headings(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """What stands above the columns of a table, by name, and the lines that explain it.
+
+    A name of several words, such as a question, is a number there.
+    """
+    found, told = {}, []
+    for name in names:
+        found[name] = f"({len(told) + 1})" if " " in name else name
+        if " " in name:
+            told.append(f"{found[name]} {name}")
+    return found, told
 
 
 def eight_bits(images: Tensor) -> np.ndarray:

@@ -239,7 +239,10 @@ def test_the_command_line_asks_questions(folder, images, tmp_path, capsys):
     assert row["total"] == pytest.approx((2 * cat + night) / 3, abs=1e-6)
     assert answer["reward"]["details"]["vlm"]["questions"][0]["weight"] == 2
     assert main(given) == 0
-    assert "vlm: not: Is it night?" in capsys.readouterr().out
+    header, row, *below = capsys.readouterr().out.splitlines()
+    assert header.split() == ["rank", "total", "vlm", "(1)", "(2)", "(3)", "image"]
+    assert len(row.split()) == 7
+    assert below == ["(1) vlm: a cat", "(2) vlm: not: Is it night?", "(3) vlm: answered"]
 
 
 def test_the_costs_in_the_docs_are_those_of_the_formula():
