@@ -31,9 +31,12 @@ class ClipNetwork(Network):
         super().__init__(clip.cond_stage_model, clip.patcher.load_device)
 
     def bring(self) -> None:
-        """Have it loaded. A load for one that is would push out what is sampling beside it."""
-        loaded = comfy.model_management.current_loaded_models
-        if not any(one.model is not None and one.model.model is self.module for one in loaded):
+        """Have it loaded, with this CLIP's own patches.
+
+        A load of one that is would push out what is sampling beside it.
+        """
+        loaded = [one.model for one in comfy.model_management.current_loaded_models]
+        if not any(one and self.patcher.clone_has_same_weights(one) for one in loaded):
             comfy.model_management.load_models_gpu([self.patcher])
 
 

@@ -209,6 +209,19 @@ def scoring(clip) -> dict:
     }
 
 
+def patched(clip) -> dict:
+    """A LoRA's patch on a clone of the CLIP counts for the clone's judge alone."""
+    other = clip.clone()
+    key = f"{clip.cond_stage_model.clip}.transformer.model.layers.2.mlp.down_proj.weight"
+    shape = clip.cond_stage_model.state_dict()[key].shape
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    other.add_patches({key: ("diff", (0.01 * drawn,))})
+    judges = [VLM(ComfyVLM(one), "a cat") for one in (clip, other)]
+    image = smooth(1, 256, 256)
+    own, changed, again = (judges[k].score(image, [""]).item() for k in (0, 1, 0))
+    return {"moved": abs(own - changed), "back": abs(own - again)}
+
+
 def sampling(clip) -> dict:
     """A search of the demo model's driven by the judge: twice, and what the host loads for it."""
     world = importlib.import_module("flow_ttrl.world.comfy")
@@ -232,14 +245,14 @@ def sampling(clip) -> dict:
         free.append(patcher.model.memory_required(list(noise_shape)))
         return estimate(patcher, noise_shape, conds)
 
-    def run() -> tuple[torch.Tensor, dict]:
+    def run(judging: int | None = None, steps: int = 8) -> tuple[torch.Tensor, dict]:
         mix = RewardMix(((VLM(ComfyVLM(clip), split_prompt=True), 1.0),))
         sampler = hosts.SearchSampler(
             settings(budget=3.0, keep_better=False),
             vae,
             mix.judge([prompt]),
             models=mix.patchers,
-            judging=mix.working_memory,
+            judging=mix.working_memory if judging is None else judging,
         )
         calls.clear()
         out = hosts.sample_latents(
@@ -249,7 +262,7 @@ def sampling(clip) -> dict:
             {"samples": torch.zeros(1, 16, 12, 12)},
             sampler,
             seed=3,
-            steps=8,
+            steps=steps,
             cfg=3.0,
             scheduler="simple",
             denoise=1.0,
@@ -261,11 +274,14 @@ def sampling(clip) -> dict:
     management.unload_all_models()
     (first, report), loads = run(), list(calls)
     (second, _), again = run(), list(calls)
+    usual = min(free)
+    free.clear()
+    run(judging=3 * usual, steps=2)
     management.load_models_gpu, comfy.sampler_helpers.estimate_memory = load, estimate
     loaded = [type(one.model.model).__name__ for one in management.current_loaded_models]
     return {
         "same_bits": bool(torch.equal(first, second)),
-        "reserved": min(free),
+        "reserved": [usual, min(free)],
         "working_memory": report["working_memory"],
         "loads": loads,
         "again": again,
@@ -286,6 +302,7 @@ with torch.inference_mode():
         "refused": refused(clip),
         "texts": texts(ComfyVLM(clip)),
         "scoring": scoring(clip),
+        "patched": patched(clip),
         "sampling": sampling(clip),
     }
 shutil.rmtree(FOLDER / "qwen3vl_4b")
