@@ -12,10 +12,12 @@ from pathlib import Path
 
 from .console import write
 from .rewards import CATALOGUE, MODES, RewardMix, default_folders, load_reward
+from .rewards.base import headings
 from .rewards.catalogue import PREPROCESS, check_files, entry
 from .rewards.files import given_path
 from .rewards.image_files import read_image
 from .rewards.networks import on_device
+from .rewards.questions import COMBINE
 from .rewards.recommend import recommend
 from .rewards.scoring import score_files
 from .sampling import (
@@ -86,6 +88,23 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--mode", choices=MODES, default=MODES[0], help="of the mix; default: raw")
     score.add_argument("--reference", type=given_path, metavar="IMG", help="for image_similarity")
     score.add_argument("--text", default="", help="for ocr; default: what the prompt quotes")
+    score.add_argument(
+        "--question",
+        action="append",
+        metavar="TEXT",
+        help="for vlm, as often as there are: '[weight*] [not:] question'; default: the prompt",
+    )
+    score.add_argument("--combine", choices=COMBINE, default=COMBINE[0], help="vlm's questions")
+    score.add_argument(
+        "--split-prompt", action="store_true", help="for vlm: ask for the prompt's parts, too"
+    )
+    score.add_argument(
+        "--side",
+        type=int,
+        default=1024,
+        metavar="PX",
+        help="for vlm: scale down to the pixels of such a square; default: 1024",
+    )
     score.add_argument("--preprocess", choices=PREPROCESS, default=PREPROCESS[0])
     score.add_argument("--device", default="auto", help="such as cpu or cuda:1; default: auto")
 
@@ -182,6 +201,10 @@ def _score(args) -> tuple[dict, str]:
                 preprocess=args.preprocess,
                 reference=reference,
                 text=args.text,
+                questions="\n".join(args.question or []),
+                combine=args.combine,
+                split_prompt=args.split_prompt,
+                side=args.side,
             )
             for name in weights
         ]
@@ -195,13 +218,14 @@ def _score_table(answer: dict) -> str:
     """A line an image, best first; nothing where there is none."""
     if not answer["images"]:
         return ""
-    names = ["total", *answer["reward"]["weights"]]
-    lines = ["  ".join(["rank", *(name.rjust(9) for name in names), "image"])]
+    names = [name for name in answer["images"][0] if name not in ("image", "prompt")]
+    above, below = headings(names)
+    lines = ["  ".join(["rank", *(above[name].rjust(9) for name in names), "image"])]
     for rank, index in enumerate(answer["ranking"], 1):
         row = answer["images"][index]
-        cells = (f"{row[name]:9.4f}".rjust(len(name)) for name in names)
+        cells = (f"{row[name]:9.4f}".rjust(len(above[name])) for name in names)
         lines.append("  ".join([f"{rank:4d}", *cells, row["image"]]))
-    return "\n".join([*lines, *answer["reward"].get("notes", ())])
+    return "\n".join([*lines, *below, *answer["reward"].get("notes", ())])
 
 
 def parse_weights(text: str) -> dict[str, float]:
