@@ -10,15 +10,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
-
-from .rewards import CATALOGUE, MODES, RewardMix, Scores, default_folders, load_reward
+from .console import write
+from .rewards import CATALOGUE, MODES, RewardMix, default_folders, load_reward
 from .rewards.base import headings
 from .rewards.catalogue import PREPROCESS, check_files, entry
+from .rewards.files import given_path
+from .rewards.image_files import read_image
+from .rewards.networks import on_device
 from .rewards.questions import COMBINE
+from .rewards.recommend import recommend
+from .rewards.scoring import score_files
 from .sampling import (
     STRATEGIES,
     SearchSettings,
@@ -36,12 +37,17 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stderr)
     try:
         answer, table = args.run(args)
-    except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"flow-ttrl: {error}\n")
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        write(sys.stderr, f"flow-ttrl: {error or type(error).__name__}")
         return 2
-    sys.stdout.write(json.dumps(answer, indent=1) if args.json else table)
-    sys.stdout.write("\n")
-    return 0
+    except KeyboardInterrupt:
+        return 130
+    failed = answer.get("failed", [])
+    for lost in failed:
+        write(sys.stderr, f"flow-ttrl: {lost['error']}")
+    if args.json or table:
+        write(sys.stdout, json.dumps(answer, indent=1) if args.json else table)
+    return 2 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--arch", choices=("sd3", "flux"), default="sd3", help="default: sd3")
     demo.add_argument("--reward", choices=("verifier", "scorer"), default="verifier")
     demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--out", type=Path, default=Path("out"), help="folder of the demo's files")
+    demo.add_argument(
+        "--out", type=given_path, default=Path("out"), help="folder of the demo's files"
+    )
 
     estimate = commands.add_parser("estimate", help="what a search will cost, before it is run")
     estimate.set_defaults(run=_estimate)
@@ -67,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     score = commands.add_parser("score", help="scores of image files by any mix of rewards")
     score.set_defaults(run=_score)
-    score.add_argument("images", nargs="+", type=Path, metavar="IMG")
+    score.add_argument("images", nargs="+", type=given_path, metavar="IMG")
     score.add_argument(
         "--prompt", action="append", help="one for all images, or as many as there are images"
     )
@@ -78,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         help="such as imagereward=1.0,hps=0.5; names as `flow-ttrl rewards` lists them",
     )
     score.add_argument("--mode", choices=MODES, default=MODES[0], help="of the mix; default: raw")
-    score.add_argument("--reference", type=Path, metavar="IMG", help="for image_similarity")
+    score.add_argument("--reference", type=given_path, metavar="IMG", help="for image_similarity")
     score.add_argument("--text", default="", help="for ocr; default: what the prompt quotes")
     score.add_argument(
         "--question",
@@ -106,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (score, rewards):
         command.add_argument(
             "--models",
-            type=Path,
+            type=given_path,
             action="append",
             metavar="DIR",
             help="folder of reward models, before others; default: FLOW_TTRL_MODELS, or ComfyUI's "
@@ -123,7 +131,10 @@ def _parser() -> argparse.ArgumentParser:
             help="what the search may cost, in times a plain sample; default: 6",
         )
         command.add_argument(
-            "--settings", type=Path, metavar="FILE", help="JSON of settings, or a report with them"
+            "--settings",
+            type=given_path,
+            metavar="FILE",
+            help="JSON of settings, or a report with them",
         )
         command.add_argument("--steps", type=_positive, default=20, help="default: 20")
         command.add_argument("--json", action="store_true", help="one JSON object, nothing else")
@@ -169,8 +180,6 @@ def _estimate(args) -> tuple[dict, str]:
 
 
 def _score(args) -> tuple[dict, str]:
-    from .rewards.networks import on_device
-
     weights = parse_weights(args.reward)
     prompts = args.prompt or [""]
     if len(prompts) not in (1, len(args.images)):
@@ -180,53 +189,43 @@ def _score(args) -> tuple[dict, str]:
         )
     for name in weights:  # all of them before the first is loaded
         check_files(name, _folders(args))
-    images = [_image(path) for path in args.images]
-    reference = None if args.reference is None else _image(args.reference)
-    rewards = [
-        load_reward(
-            name,
-            folders=_folders(args),
-            place=on_device(args.device),
-            preprocess=args.preprocess,
-            reference=reference,
-            text=args.text,
-            questions="\n".join(args.question or []),
-            combine=args.combine,
-            split_prompt=args.split_prompt,
-            side=args.side,
-        )
-        for name in weights
-    ]
-    mix = RewardMix(tuple(zip(rewards, weights.values(), strict=True)), args.mode)
-    return _scored(args.images, prompts, mix, images)
+    reference = None if args.reference is None else read_image(args.reference)
+    place = on_device(args.device)
+
+    def load() -> RewardMix:
+        rewards = [
+            load_reward(
+                name,
+                folders=_folders(args),
+                place=place,
+                preprocess=args.preprocess,
+                reference=reference,
+                text=args.text,
+                questions="\n".join(args.question or []),
+                combine=args.combine,
+                split_prompt=args.split_prompt,
+                side=args.side,
+            )
+            for name in weights
+        ]
+        return RewardMix(tuple(zip(rewards, weights.values(), strict=True)), args.mode)
+
+    answer = score_files(args.images, prompts, load)
+    return jsonable(answer), _score_table(answer)
 
 
-def _scored(
-    paths: list[Path], prompts: list[str], mix: RewardMix, images: list[Tensor]
-) -> tuple[dict, str]:
-    """Each image alone, since they may differ in size; then compared with each other."""
-    judge = mix.judge(prompts, patience=len(images) - 1)
-    with torch.inference_mode():
-        each = [judge.score(image, torch.tensor([n])) for n, image in enumerate(images)]
-    columns = {name: torch.stack([values[name] for values in each]) for name in each[0]}
-    scores = Scores(mix.totals(columns)[:, 0], {n: value[:, 0] for n, value in columns.items()})
-    rows = [
-        {
-            "image": str(path),
-            "prompt": prompts[index % len(prompts)],
-            "total": scores.total[index].item(),
-            **{name: value[index].item() for name, value in scores.values.items()},
-        }
-        for index, path in enumerate(paths)
-    ]
-    answer = {"images": rows, "ranking": scores.ranking, "reward": judge.report()}
-    names = ["total", *columns]
+def _score_table(answer: dict) -> str:
+    """A line an image, best first; nothing where there is none."""
+    if not answer["images"]:
+        return ""
+    names = [name for name in answer["images"][0] if name not in ("image", "prompt")]
     above, below = headings(names)
     lines = ["  ".join(["rank", *(above[name].rjust(9) for name in names), "image"])]
-    for rank, index in enumerate(scores.ranking, 1):
-        cells = (f"{rows[index][name]:9.4f}".rjust(len(above[name])) for name in names)
-        lines.append("  ".join([f"{rank:4d}", *cells, rows[index]["image"]]))
-    return jsonable(answer), "\n".join([*lines, *below])
+    for rank, index in enumerate(answer["ranking"], 1):
+        row = answer["images"][index]
+        cells = (f"{row[name]:9.4f}".rjust(len(above[name])) for name in names)
+        lines.append("  ".join([f"{rank:4d}", *cells, row["image"]]))
+    return "\n".join([*lines, *below, *answer["reward"].get("notes", ())])
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -250,33 +249,6 @@ def parse_weights(text: str) -> dict[str, float]:
     return weights
 
 
-def _image(path: Path) -> Tensor:
-    """An image file as [1, H, W, 3] in 0..1."""
-    try:
-        with Image.open(path) as opened:
-            pixels = _rgb(ImageOps.exif_transpose(opened))
-    except FileNotFoundError:
-        told = f"expected an image at {path}, got no such file; check the path"
-        raise FileNotFoundError(told) from None
-    except (OSError, ValueError) as error:
-        told = f"expected a whole image file, got {path} ({error}); name a PNG, JPEG or the like"
-        raise ValueError(told) from None
-    return torch.from_numpy(pixels)[None]
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    """[H, W, 3] in 0..1, on white where it is transparent."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image, dtype=np.float32) / 65535
-        return np.repeat(grey[..., None], 3, -1)
-    if image.mode == "F":
-        raise ValueError("it holds floating-point numbers without a range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-
-
 def _folders(args) -> list[Path]:
     return [*(args.models or []), *default_folders()]
 
@@ -286,7 +258,7 @@ def _rewards(args) -> tuple[dict, str]:
     if args.download:
         from .rewards.download import download
 
-        fetched = download(args.download, folders[0])
+        fetched = download(args.download, folders[0], others=folders[1:])
         answer = {"downloaded": [str(path) for path in fetched]}
         return answer, "\n".join(answer["downloaded"]) or f"{args.download}: nothing is missing"
     rows = {
@@ -295,7 +267,11 @@ def _rewards(args) -> tuple[dict, str]:
             "ready": not item.lacks(folders),
             "lacks": item.lacks(folders),
             "files": [str(file.find(folders) or "") for file in item.files],
-            "odd": [told for file in item.files if (told := file.odd(folders))],
+            "odd": [
+                told
+                for file in item.files
+                if (found := file.find(folders)) and (told := file.doubt(found))
+            ],
         }
         for name, item in CATALOGUE.items()
     }
@@ -305,7 +281,10 @@ def _rewards(args) -> tuple[dict, str]:
         lines.append(f"{name:{width}}  {'ready  ' if row['ready'] else 'missing'}  {row['about']}")
         lines += [f"{'':{width}}           needs {what}" for what in row["lacks"]]
         lines += [f"{'':{width}}           but {what}" for what in row["odd"]]
-    return {"folders": [str(folder) for folder in folders], "rewards": rows}, "\n".join(lines)
+    first = recommend(folders)
+    lines += ["", f"to begin with: {first.reward or 'none'} ({first.why})", f"    {first.command}"]
+    answer = {"folders": [str(folder) for folder in folders], "rewards": rows}
+    return answer | {"recommended": first.report()}, "\n".join(lines)
 
 
 def _demo(args) -> tuple[dict, str]:

@@ -114,7 +114,7 @@ class RewardScorer(io.ComfyNode):
         prompts = _lines(prompt, len(images)) if one_prompt_per_line else [prompt]
         images = images[..., :3]
         scores = reward.score(images, prompts)
-        table, annotated = _table(scores), _annotated(images, scores)
+        table, annotated = _table(scores, reward.notes), _annotated(images, scores)
         best = scores.ranking[0]
         return io.NodeOutput(
             table,
@@ -142,10 +142,10 @@ def _lines(text: str, images: int) -> list[str]:
     return lines
 
 
-def _table(scores: Scores) -> str:
+def _table(scores: Scores, notes: list[str]) -> str:
     """A line per image, best first: its number, the total and every reward by name.
 
-    Below them, what the numbers above the columns stand for.
+    Below them, what the numbers above the columns stand for; then notes.
     """
     columns = {"total": scores.total, **scores.values}
     above, below = headings(columns)
@@ -154,7 +154,7 @@ def _table(scores: Scores) -> str:
     for rank, index in enumerate(scores.ranking, 1):
         values = (f"{columns[n][index].item():.3f}".rjust(w) for n, w in widths.items())
         lines.append("  ".join([f"{rank:4d}", f"{index:5d}", *values]))
-    return "\n".join([*lines, *below])
+    return "\n".join([*lines, *below, *(["", *notes] if notes else [])])
 
 
 def _annotated(images: torch.Tensor, scores: Scores) -> torch.Tensor:

@@ -27,6 +27,7 @@ class Reward(ABC):
         networks: what has to be on the device while images are scored.
         text_networks: what has to be there only while prompts are prepared.
         not_finite: what is said where a score is not.
+        notes: what has to be said beside its scores, such as that a file is not the official one.
     """
 
     name: str
@@ -39,13 +40,48 @@ class Reward(ABC):
     networks: tuple[Network, ...] = ()
     text_networks: tuple[Network, ...] = ()
     not_finite: str = "where it is so for every image, its file is damaged or its precision too low"
+    notes: tuple[str, ...] = ()
 
-    @abstractmethod
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of ``images`` [B, H, W, 3] (0..1) against ``prompts``, one each.
 
-        NaN where an image cannot be judged.
+        NaN where an image cannot be judged: always where a pixel of it is not finite. The others
+        get what they would get without it.
+
+        Raises:
+            ValueError: no images, or ones of another shape or type.
         """
+        return self.measure(images, prompts)[0]
+
+    def measure(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores [B] as by :meth:`score`, and what they are made of by name, each [B].
+
+        A part that an image's prompt does not ask for is NaN there, or left out.
+        """
+        check_images(images)
+        whole = finite_images(images)
+        if whole.all():
+            scores, parts = self._measure(images, prompts)
+            return scores.float(), parts
+        missing = torch.full((len(images),), torch.nan, device=images.device)
+        if not whole.any():
+            return missing, {}
+        kept = [prompt for prompt, ok in zip(prompts, whole.tolist(), strict=True) if ok]
+        scores, parts = self._measure(images[whole], kept)
+        at = whole.nonzero()[:, 0]
+
+        def placed(given: Tensor) -> Tensor:
+            return missing.index_copy(0, at, given.float())
+
+        return placed(scores), {name: placed(part) for name, part in parts.items()}
+
+    def _measure(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same for images that are finite, and at least one."""
+        return self._score(images, prompts), {}
+
+    @abstractmethod
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """The scores alone of such images."""
 
     def check(self, prompts: list[str]) -> None:  # noqa: B027 - most rewards take any prompt
         """Raise ValueError for a prompt that this reward cannot judge. Runs no model."""
@@ -56,13 +92,6 @@ class Reward(ABC):
     def parts(self, prompts: list[str]) -> list[str]:
         """Names of what :meth:`measure` tells of a score for ``prompts``, in reports' order."""
         return []
-
-    def measure(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scores [B] as by :meth:`score`, and what they are made of by name, each [B].
-
-        A part that an image's prompt does not ask for is NaN there, or left out.
-        """
-        return self.score(images, prompts), {}
 
     def describe(self, prompts: list[str]) -> dict:
         """What a report is to tell of how ``prompts`` are judged, as a JSON object."""
@@ -101,6 +130,23 @@ def headings(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
 def eight_bits(images: Tensor) -> np.ndarray:
     """``images`` [B, H, W, 3] as displayed: 8-bit arrays on the CPU."""
     return (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+def check_prompts(prompts: list[str]) -> None:
+    """Raise ValueError for a prompt that is no text: one with half a letter (a lone surrogate)."""
+    for prompt in prompts:
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"expected a prompt of whole letters, got {prompt[error.start]!a} at place "
+                f"{error.start} of it, which is none; type that letter anew, in UTF-8"
+            ) from None
+
+
+def finite_images(images: Tensor) -> Tensor:
+    """Which [B] of ``images`` [B, H, W, 3] have no NaN and no infinity in them."""
+    return images.detach().isfinite().flatten(1).all(1)
 
 
 def check_images(images: Tensor) -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from .catalogue import entry
-from .files import File, Folder, megabytes
+from .files import File, Folder, checksum, existing, megabytes
 
 log = logging.getLogger("flow_ttrl")
 
-_CHUNK = 1 << 22
 MODEL_FILES = (".json", ".jinja", ".txt", ".safetensors")
 
 
-def download(name: str, folder: Path, endpoint: str | None = None) -> list[Path]:
+def download(
+    name: str, folder: Path, endpoint: str | None = None, others: Sequence[Path] = ()
+) -> list[Path]:
     """Fetch what a reward still lacks into ``folder``.
 
     What has come of an interrupted download stays beside the file's place as .part, and the next
@@ -25,6 +26,7 @@ def download(name: str, folder: Path, endpoint: str | None = None) -> list[Path]
 
     Args:
         endpoint: of the hub, if it is not Hugging Face's own.
+        others: folders whose files need not be fetched again.
 
     Returns:
         The files that were fetched.
@@ -41,7 +43,8 @@ def download(name: str, folder: Path, endpoint: str | None = None) -> list[Path]
                 f"expected the official file or none, got another: {told}; move it away first"
             )
     fetched = {File: fetch, Folder: fetch_folder}
-    return [fetched[type(file)](file, folder, endpoint) for file in found.missing([folder])]
+    lacking = found.missing([folder, *others])
+    return [fetched[type(file)](file, folder, endpoint) for file in lacking]
 
 
 def fetch_folder(wanted: Folder, folder: Path, endpoint: str | None = None) -> Path:
@@ -104,7 +107,7 @@ def fetch(file: File, folder: Path, endpoint: str | None = None) -> Path:
 
 def check_space(folder: Path, size: int) -> None:
     """Raise OSError where ``folder`` has no room for ``size`` bytes."""
-    free = shutil.disk_usage(_existing(folder)).free
+    free = shutil.disk_usage(existing(folder)).free
     if free < size:
         raise OSError(
             f"expected {megabytes(size)} of space in {folder}, got {megabytes(free)}; make room or "
@@ -132,16 +135,3 @@ def _go_on(file: File, partial: Path, had: int, endpoint: str | None) -> None:
             expected_size=file.size,
             displayed_filename=Path(file.path).name,
         )
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while chunk := opened.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Reward, Scores, check_images
+from .base import Reward, Scores, check_images, check_prompts
+from .faults import attempt, attempt_each, not_finite
 from .networks import Network, sharing
 
 log = logging.getLogger("flow_ttrl")
@@ -61,6 +62,12 @@ class RewardMix:
         return found
 
     @property
+    def notes(self) -> list[str]:
+        """What has to be said beside the scores, by the reward's name."""
+        named = zip(self.names, self.parts, strict=True)
+        return [f"{name}: {note}" for name, (reward, _) in named for note in reward.notes]
+
+    @property
     def needs_prompt(self) -> bool:
         """Whether a reward that drives judges by the prompt."""
         return any(reward.needs_prompt for reward, weight in self.parts if weight)
@@ -82,6 +89,7 @@ class RewardMix:
 
     def check(self, prompts: list[str]) -> None:
         """Raise ValueError for a prompt that a reward of the mix cannot judge. Runs no model."""
+        check_prompts(prompts)
         for reward, _ in self.parts:
             reward.check(prompts)
 
@@ -150,8 +158,10 @@ class Judge:
     """A mix at work on the prompts of one run.
 
     Whatever depends on the prompts alone is done once, here: they are checked, a part that does not
-    fit a model is warned of, and text features are computed. A reward that fails on an image has
-    NaN there; it, and one that gives a score that is not finite, is named in the report.
+    fit a model is warned of, and text features are computed. A reward that fails on an image, or
+    gives a score that is not finite, has no value there and is named in the report. What is not of
+    that image ends the run with its error: a fault of device or program, or a reward that no longer
+    judges the first image that it judged.
 
     Args:
         prompts: one per image, or fewer that are used again and again (image b gets prompt b modulo
@@ -178,7 +188,7 @@ class Judge:
             for name, (reward, _) in named
         }
         self.failures: dict[str, dict] = {}
-        self._worked: set[str] = set()
+        self._proven: dict[str, tuple[Tensor, list[str]]] = {}
 
     def score(self, images: Tensor, item: Tensor | None = None) -> dict[str, Tensor]:
         """Rewards [N] by name of ``images`` [N, H, W, 3] in 0..1; a reward's parts after it.
@@ -220,44 +230,52 @@ class Judge:
             )
 
     def report(self) -> dict:
-        """Weights, mode, how rewards judge and what failed, as a JSON object."""
+        """Weights, mode, how rewards judge, what failed and notes where there are any.
+
+        As a JSON object.
+        """
         named = dict(zip(self.mix.names, self.mix.parts, strict=True))
         details = {name: reward.describe(self.prompts) for name, (reward, _) in named.items()}
-        return {
+        report = {
             "mode": self.mix.mode,
             "weights": {name: weight for name, (_, weight) in named.items()},
             "prompts": self.prompts,
             "details": {name: told for name, told in details.items() if told},
             "failures": self.failures,
         }
+        return report | ({"notes": self.mix.notes} if self.mix.notes else {})
 
     def begin(self) -> None:
         """Forget what failed in an earlier run."""
-        self.failures, self._worked = {}, set()
+        self.failures, self._proven = {}, {}
 
     def _values(
         self, name: str, reward: Reward, weight: float, images: Tensor, prompts: list[str]
     ) -> Tensor:
         """A reward's values [N, 1 + P], in the order of ``columns``."""
         parts = reward.parts(self.prompts)
-        table, error = _attempt(reward, images, prompts, parts)
-        errors = [error] if error else []
-        if error and len(images) > 1:
-            each = zip(images.split(1), prompts, strict=True)
-            tried = [_attempt(reward, image, [prompt], parts) for image, prompt in each]
-            table = torch.cat([row for row, _ in tried])
-            errors = [error for _, error in tried if error]
+        table, error = attempt_each(reward, images, prompts, parts)
         finite = table[:, 0].isfinite()
-        if finite.any():
-            self._worked.add(name)
+        if name not in self._proven and finite.any():
+            first = int(finite.int().argmax())
+            self._proven[name] = images[first : first + 1].detach().clone(), [prompts[first]]
         if not finite.all():
-            lost = int((~finite).sum())
-            error = errors[0] if errors else _not_finite(reward, table[~finite][0, 0].item())
-            self._note(name, error, lost)
-            never = name not in self._worked
-            if weight and never and self.failures[name]["images"] > self.patience:
+            error = error or not_finite(reward, images, table[:, 0])
+            self._note(name, error, int((~finite).sum()))
+            if weight and self._is_its_own(name, reward):
                 raise error
         return table
+
+    def _is_its_own(self, name: str, reward: Reward) -> bool:
+        """Whether a failure is the reward's, not an image's.
+
+        It is where the reward no longer judges an image that it has judged before, or has failed on
+        more than the run is patient with before it ever judged one.
+        """
+        if name not in self._proven:
+            return self.failures[name]["images"] > self.patience
+        table, _ = attempt(reward, *self._proven[name])
+        return not table[:, 0].isfinite().all()
 
     def _note(self, name: str, error: Exception, images: int) -> None:
         told = f"{type(error).__name__}: {error}"
@@ -265,32 +283,3 @@ class Judge:
             log.warning("%s failed on an image, which counts as average there: %s", name, told)
             self.failures[name] = {"images": 0, "error": told}
         self.failures[name]["images"] += images
-
-
-def _not_finite(reward: Reward, value: float) -> ValueError:
-    told = f"expected finite scores from {reward.name!r}, got {value}"
-    return ValueError(f"{told}; {reward.not_finite}")
-
-
-def _attempt(
-    reward: Reward, images: Tensor, prompts: list[str], parts: list[str]
-) -> tuple[Tensor, Exception | None]:
-    """Scores and ``parts`` [N, 1 + P]; NaN, and the error, where scoring failed.
-
-    Nothing in it polls for a cancel.
-    """
-    try:
-        scores, told = reward.measure(images, prompts)
-    except Exception as error:
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            raise
-        missing = torch.full((len(images), 1 + len(parts)), torch.nan, device=images.device)
-        return missing, error
-    if scores.shape != (len(images),):
-        raise ValueError(
-            f"expected {len(images)} scores from {reward.name!r}, got {list(scores.shape)}; "
-            "a reward gives one number per image"
-        )
-    absent = torch.full_like(scores, torch.nan, dtype=torch.float32)
-    columns = [scores, *(told.get(part, absent) for part in parts)]
-    return torch.stack([column.float() for column in columns], 1), None

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .base import Reward, check_images
+from .base import Reward
 from .networks import Network
 from .preprocess import channels_first, resize
 from .questions import Question, about, check_combine, parse, split
@@ -244,19 +244,14 @@ class VLM(Reward):
         ]
         return {"combine": self.combine, "side": self.ask.side, "questions": listed}
 
-    def measure(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _measure(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """The score [B]; each question's P(what is wanted), and ``answered``: the least probability
         of yes and no together. Below ``ANSWERED`` the judge has no verdict: NaN."""
-        check_images(images)
         asked = [self.asked(prompt) for prompt in prompts]
         counts = [len(questions) for questions in asked]
-        p, mass = self.ask(
-            images.nan_to_num(), [[q.asked for q in questions] for questions in asked]
-        )
+        p, mass = self.ask(images, [[q.asked for q in questions] for questions in asked])
         p, mass = p.to(images.device), mass.to(images.device)
-        whole = images.isfinite().flatten(1).all(1)
-        known = (mass >= ANSWERED) & whole.repeat_interleave(torch.tensor(counts).to(whole.device))
-        p = p.where(known, torch.nan)
+        p = p.where(mass >= ANSWERED, torch.nan)
         scores, parts = [], {}
         for row, (questions, yes) in enumerate(zip(asked, p.split(counts), strict=True)):
             wanted = torch.tensor([q.wanted for q in questions], device=yes.device)
@@ -275,5 +270,5 @@ class VLM(Reward):
             return counting.min()
         return (counting * weights[weights > 0]).sum() / weights.sum()
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return self.measure(images, prompts)[0]
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self._measure(images, prompts)[0]

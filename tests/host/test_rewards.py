@@ -43,7 +43,7 @@ def scorer(reward: list, **inputs) -> dict:
 
 
 def table(run, node: str) -> dict[str, list[float]]:
-    header, *lines = run.text(node).splitlines()
+    header, *lines = run.text(node).split("\n\n")[0].splitlines()  # notes come after
     rows = sorted((line.split() for line in lines), key=lambda row: int(row[1]))
     return {
         name: [float(row[2 + column]) for row in rows]
@@ -61,6 +61,7 @@ def test_a_reward_loads_and_scores_a_batch(server, models, name):
     scores = table(run, "scores")[name]
     assert len(scores) == 3
     assert len(set(scores)) > 1 or name == "image_similarity"
+    assert ("where the official" in run.text("scores")) == (name in tiny.LEARNED)
     assert len(run.output("scores")["images"]) == 3
     assert server.view(run.output("scores")["images"][0])[:4] == b"\x89PNG"
 
