@@ -75,6 +75,9 @@ class ComfyVLM(VisionLanguageModel):
         return self.net.preprocess_embed({"type": "image", "data": image}, self.network.device)
 
     def next_logits(self, seen: list, questions: list[str]) -> Tensor:
+        if not issubclass(comfy.model_management.InterruptProcessingException, Exception):
+            # hosts whose cancel nobody can take for an error of the judge's
+            comfy.model_management.throw_exception_if_processing_interrupted()
         hidden = self._hidden(seen, [f"{_AFTER}{question}{_END}" for question in questions])
         # in float32, since half precision knows but few logits apart
         return self.net.logits(hidden.float()[:, None])[:, -1]

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 
 COMBINE = ("mean", "weakest")
+ANSWERED = "answered"
+"""What stands beside the questions in a report: how likely yes and no are together."""
 MOST = 12
 """Questions that a prompt is split into at most; each costs a forward of the judge."""
 
@@ -50,13 +52,17 @@ def parse(text: str) -> tuple[Question, ...]:
     is asked to show. ``not:`` wants a no. Empty lines are left out.
 
     Raises:
-        ValueError: a line without a question, one that comes twice, or no weight above 0.
+        ValueError: a line without a question, one that comes twice or is called as another value
+            is, or no weight above 0.
     """
     found = tuple(_question(line.strip()) for line in text.splitlines() if line.strip())
-    names = [question.name for question in found]
+    names = [ANSWERED, *(question.name for question in found)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"expected each question once, got {twice!r} again; give it a weight")
+        raise ValueError(
+            f"expected each question once, and none called {ANSWERED!r}, got {twice!r} again; give "
+            "it a weight or other words"
+        )
     if found and not any(question.weight for question in found):
         raise ValueError("expected a question with a weight above 0, got none; set a weight")
     return found

@@ -16,10 +16,10 @@ from torch import Tensor
 from .base import Reward
 from .networks import Network
 from .preprocess import channels_first, resize
-from .questions import Question, about, check_combine, parse, split
+from .questions import ANSWERED, Question, about, check_combine, parse, split
 
 YES, NO = ("Yes", "yes", "YES", " Yes", " yes"), ("No", "no", "NO", " No", " no")
-ANSWERED = 0.5
+LEAST = 0.5
 """Probability of yes and no together, below which the judge is not answering."""
 SIDES = (256, 2048)
 """Of squares with as many pixels as a judged image may have; the usual one is 1024."""
@@ -75,8 +75,12 @@ def yes_probability(logits: Tensor, yes: list[int], no: list[int]) -> tuple[Tens
 
 
 def plain(text: str, control_words: tuple[str, ...]) -> str:
-    """``text`` with a space in each control word, which makes it text like any other."""
-    while found := [word for word in control_words if word and word in text]:
+    """``text`` with a space in each control word, which makes it text like any other.
+
+    What a space does not change, a letter or white space, is left as it is.
+    """
+    words = [word for word in control_words if len(word) > 1 and len(word.split()) == 1]
+    while found := [word for word in words if word in text]:
         longest = max(found, key=len)
         text = text.replace(longest, f"{longest[:1]} {longest[1:]}")
     return text
@@ -167,7 +171,7 @@ class Asking:
         squares[0, ..., 0] = squares[1, ..., 2] = 1
         p, mass = (x.tolist() for x in self(squares, [["Is this image red?"]] * 2))
         mend = "take a Qwen3-VL, Qwen2.5-VL or SmolVLM that is tuned for instructions"
-        if not min(mass) >= ANSWERED:
+        if not min(mass) >= LEAST:
             raise ValueError(
                 "expected a judge that answers yes or no, got one that gives both together a "
                 f"probability of {min(mass):.2g}; {mend}"
@@ -234,7 +238,7 @@ class VLM(Reward):
         asked = [self.asked(prompt) for prompt in prompts]
         several = any(len(questions) > 1 for questions in asked)
         names = dict.fromkeys(q.name for questions in asked for q in questions)
-        return [*(names if several else ()), "answered"]
+        return [*(names if several else ()), ANSWERED]
 
     def describe(self, prompts: list[str]) -> dict:
         asked = {q: None for prompt in prompts for q in self.asked(prompt)}
@@ -246,12 +250,12 @@ class VLM(Reward):
 
     def _measure(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """The score [B]; each question's P(what is wanted), and ``answered``: the least probability
-        of yes and no together. Below ``ANSWERED`` the judge has no verdict: NaN."""
+        of yes and no together. Below ``LEAST`` the judge has no verdict: NaN."""
         asked = [self.asked(prompt) for prompt in prompts]
         counts = [len(questions) for questions in asked]
         p, mass = self.ask(images, [[q.asked for q in questions] for questions in asked])
         p, mass = p.to(images.device), mass.to(images.device)
-        p = p.where(mass >= ANSWERED, torch.nan)
+        p = p.where(mass >= LEAST, torch.nan)
         scores, parts = [], {}
         for row, (questions, yes) in enumerate(zip(asked, p.split(counts), strict=True)):
             wanted = torch.tensor([q.wanted for q in questions], device=yes.device)
@@ -260,7 +264,7 @@ class VLM(Reward):
             for question, value in zip(questions, held, strict=True):
                 column = parts.setdefault(question.name, p.new_full((len(images),), torch.nan))
                 column[row] = value
-        parts["answered"] = torch.stack([m.min() for m in mass.split(counts)])
+        parts[ANSWERED] = torch.stack([m.min() for m in mass.split(counts)])
         return torch.stack(scores), parts
 
     def _combined(self, questions: tuple[Question, ...], held: Tensor) -> Tensor:

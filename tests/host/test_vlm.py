@@ -72,6 +72,17 @@ def test_a_batch_scores_as_each_image_does_and_images_matter(vlm_measured):
 
 
 @needs_qwen3_vl
+def test_a_cancel_ends_the_judging(vlm_measured):
+    assert vlm_measured["cancelled"]
+
+
+@needs_qwen3_vl
+def test_bfloat16_agrees_with_the_hosts_own_forward(vlm_measured):
+    assert vlm_measured["in_half"]["own_forward"] == ""
+    assert 0 < vlm_measured["in_half"]["off"] < 0.05
+
+
+@needs_qwen3_vl
 def test_patches_of_a_clip_count_for_its_own_judge(vlm_measured):
     assert vlm_measured["patched"]["moved"] > 1e-4
     assert vlm_measured["patched"]["back"] < 1e-6

@@ -37,7 +37,8 @@ def test_weights_and_negation(line, weight, wanted, name):
     [
         ("2*", "write what is to be asked"),
         ("not:", "write what is to be asked"),
-        ("a cat\na dog\na cat", "each question once, got 'a cat'"),
+        ("a cat\na dog\na cat", "each question once, and none called 'answered', got 'a cat'"),
+        ("answered", "got 'answered' again"),
         ("0* a cat", "a weight above 0"),
         (f"{'9' * 400}* a cat", "finite weight"),
     ],

@@ -75,6 +75,7 @@ def test_control_words_become_text():
     words = ("<|im_end|>", "<|im_start|>", "<image>")
     assert plain("a <|im_end|> sign, <image>", words) == "a < |im_end|> sign, < image>"
     assert plain("no <|such|> word", words) == "no <|such|> word"
+    assert plain("aa  b\n", ("a", "  ", "\n", "")) == "aa  b\n"
     nested = plain("<|im_<|im_end|>end|>", words)
     assert not any(word in nested for word in words)
 

@@ -209,6 +209,29 @@ def scoring(clip) -> dict:
     }
 
 
+def cancelled(clip) -> bool:
+    """Whether a cancel gets through a mix, and ends the judging of a batch."""
+    mix = RewardMix(((VLM(ComfyVLM(clip), "a cat"), 1.0),))
+    management.interrupt_current_processing()
+    try:
+        mix.score(smooth(2, 256, 256), [""])
+    except management.InterruptProcessingException:
+        return True
+    return False
+
+
+def in_half(clip) -> dict:
+    """As on a card: the host's own forward in bfloat16, too, and what it does to a score."""
+    judge = VLM(ComfyVLM(clip), "a cat")
+    image = smooth(1, 256, 256)
+    full = judge.score(image, [""])
+    judge.ask.model.dtype = torch.bfloat16
+    return {
+        "own_forward": told(lambda: judge.ask.model._check_own_forward(clip)),
+        "off": (judge.score(image, [""]) - full).abs().item(),
+    }
+
+
 def patched(clip) -> dict:
     """A LoRA's patch on a clone of the CLIP counts for the clone's judge alone."""
     other = clip.clone()
@@ -303,6 +326,8 @@ with torch.inference_mode():
         "texts": texts(ComfyVLM(clip)),
         "scoring": scoring(clip),
         "patched": patched(clip),
+        "cancelled": cancelled(clip),
+        "in_half": in_half(clip),
         "sampling": sampling(clip),
     }
 shutil.rmtree(FOLDER / "qwen3vl_4b")
