@@ -271,7 +271,18 @@ def test_half_a_letter_in_a_prompt_is_told(capsys, pictures, tmp_path, reward):
     assert r"expected a prompt of whole letters, got '\udcff' at place 6" in line
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_a_reader_that_has_gone_is_no_error(tmp_path):
+    command = [sys.executable, "-m", "flow_ttrl", "rewards", "--models", str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as running:  # noqa: S603
+        running.stdout.close()
+        told = running.stderr.read()
+    assert running.returncode == 0
+    assert b"Traceback" not in told
+    assert b"BrokenPipe" not in told
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
 def test_names_that_a_terminal_cannot_print_are_escaped(tmp_path, encoding):
     good, lost = tmp_path / "名前.png", tmp_path / "é\u2028.png"
     Image.new("RGB", (8, 8)).save(good)

@@ -167,3 +167,13 @@ def test_networks_are_managed_by_the_host(in_host, models):
     assert seen["same_scores_after_unloading"]
     assert seen["whole_though_short_of_memory"]
     assert seen["freed_in_part"] == 0
+
+
+def test_a_tower_in_the_hosts_clip_vision_serves(in_host, models, tmp_path):
+    seen = in_host("towers.py", str(models), str(tmp_path))
+    assert seen == {
+        "first_folder": "reward_models",
+        "lacked_before": 1,
+        "lacks": [],
+        "same_scores": True,
+    }
