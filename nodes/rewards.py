@@ -145,7 +145,7 @@ def _lines(text: str, images: int) -> list[str]:
 def _table(scores: Scores, notes: list[str]) -> str:
     """A line per image, best first: its number, the total and every reward by name.
 
-    Below them, what the numbers above the columns stand for, and ``notes``.
+    Below them, what the numbers above the columns stand for; then notes.
     """
     columns = {"total": scores.total, **scores.values}
     above, below = headings(columns)

@@ -26,8 +26,8 @@ class Reward(ABC):
         token_limit: tokens of a prompt that it reads; None where it reads all, or none at all.
         networks: what has to be on the device while images are scored.
         text_networks: what has to be there only while prompts are prepared.
-        notes: what has to be said beside its scores, such as that a file is not the official one.
         not_finite: what is said where a score is not.
+        notes: what has to be said beside its scores, such as that a file is not the official one.
     """
 
     name: str
@@ -39,8 +39,8 @@ class Reward(ABC):
     token_limit: int | None = None
     networks: tuple[Network, ...] = ()
     text_networks: tuple[Network, ...] = ()
-    notes: tuple[str, ...] = ()
     not_finite: str = "where it is so for every image, its file is damaged or its precision too low"
+    notes: tuple[str, ...] = ()
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of ``images`` [B, H, W, 3] (0..1) against ``prompts``, one each.
@@ -63,21 +63,25 @@ class Reward(ABC):
         if whole.all():
             scores, parts = self._measure(images, prompts)
             return scores.float(), parts
-        place = whole.nonzero()[:, 0]
         missing = torch.full((len(images),), torch.nan, device=images.device)
         if not whole.any():
             return missing, {}
         kept = [prompt for prompt, ok in zip(prompts, whole.tolist(), strict=True) if ok]
         scores, parts = self._measure(images[whole], kept)
-        spread = {name: missing.index_copy(0, place, part.float()) for name, part in parts.items()}
-        return missing.index_copy(0, place, scores.float()), spread
+        at = whole.nonzero()[:, 0]
+
+        def placed(given: Tensor) -> Tensor:
+            return missing.index_copy(0, at, given.float())
+
+        return placed(scores), {name: placed(part) for name, part in parts.items()}
 
     def _measure(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same for images that are finite, and at least one."""
         return self._score(images, prompts), {}
 
     @abstractmethod
     def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Scores [B] of images that are finite, and at least one."""
+        """The scores alone of such images."""
 
     def check(self, prompts: list[str]) -> None:  # noqa: B027 - most rewards take any prompt
         """Raise ValueError for a prompt that this reward cannot judge. Runs no model."""

@@ -144,13 +144,8 @@ def load_reward(
             "others are compared with"
         )
     paths = check_files(name, default_folders() if folders is None else folders, path)
-    beside = [
-        (file, weights_file(at))
-        for file, at in zip(found.files, paths, strict=True)
-        if isinstance(file, File)
-    ]
-    for file, at in beside:
-        file.check_twin(at)
+    for file, found_path in zip(found.files, paths, strict=True):
+        file.check_twin(found_path)
     options = Options(
         place=place or on_device(),
         preprocess=preprocess,
@@ -163,7 +158,8 @@ def load_reward(
         side=side,
     )
     loaded = found.load(paths, options)
-    if notes := tuple(told for file, at in beside if (told := file.doubt(at))):
+    beside = zip(found.files, paths, strict=True)
+    if notes := tuple(told for file, path in beside if (told := file.doubt(weights_file(path)))):
         loaded.notes = notes
     return loaded
 

@@ -43,8 +43,8 @@ def download(
                 f"expected the official file or none, got another: {told}; move it away first"
             )
     fetched = {File: fetch, Folder: fetch_folder}
-    missing = found.missing([folder, *others])
-    return [fetched[type(file)](file, folder, endpoint) for file in missing]
+    lacking = found.missing([folder, *others])
+    return [fetched[type(file)](file, folder, endpoint) for file in lacking]
 
 
 def fetch_folder(wanted: Folder, folder: Path, endpoint: str | None = None) -> Path:

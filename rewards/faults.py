@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ def ends_a_run(error: BaseException) -> bool:
 
 
 def attempt(
-    reward: Reward, images: Tensor, prompts: list[str], parts: list[str]
+    reward: Reward, images: Tensor, prompts: list[str], parts: Sequence[str] = ()
 ) -> tuple[Tensor, Exception | None]:
     """Scores and ``parts`` [N, 1 + P]; NaN, and the error, where scoring failed.
 
@@ -61,13 +62,12 @@ def attempt(
             f"expected {len(images)} scores from {reward.name!r}, got {list(scores.shape)}; "
             "a reward gives one number per image"
         )
-    absent = torch.full_like(scores, torch.nan, dtype=torch.float32)
-    columns = [scores, *(told.get(part, absent) for part in parts)]
-    return torch.stack([column.float() for column in columns], 1), None
+    absent = torch.full_like(scores, torch.nan)
+    return torch.stack([scores, *(told.get(part, absent) for part in parts)], 1), None
 
 
 def attempt_each(
-    reward: Reward, images: Tensor, prompts: list[str], parts: list[str]
+    reward: Reward, images: Tensor, prompts: list[str], parts: Sequence[str] = ()
 ) -> tuple[Tensor, Exception | None]:
     """The same, image by image where they fail together; the first error of those that failed."""
     table, error = attempt(reward, images, prompts, parts)

@@ -132,8 +132,15 @@ class Folder:
         places = (folder / name for folder in folders for name in (self.path, *self.also))
         return next((place for place in places if complete(place)), None)
 
-    def odd(self, folders: Sequence[Path]) -> str:
+    def check_twin(self, found: Path) -> None:
+        """Nothing: it has none."""
+
+    def doubt(self, found: Path) -> str:
         """Nothing: any model that serves is as good."""
+        return ""
+
+    def odd(self, folders: Sequence[Path]) -> str:
+        """The same."""
         return ""
 
     def lacking(self, folders: Sequence[Path]) -> str:

@@ -230,7 +230,10 @@ class Judge:
             )
 
     def report(self) -> dict:
-        """Weights, mode, how rewards judge, what failed, and notes, as a JSON object."""
+        """Weights, mode, how rewards judge, what failed and notes where there are any.
+
+        As a JSON object.
+        """
         named = dict(zip(self.mix.names, self.mix.parts, strict=True))
         details = {name: reward.describe(self.prompts) for name, (reward, _) in named.items()}
         report = {
@@ -250,7 +253,8 @@ class Judge:
         self, name: str, reward: Reward, weight: float, images: Tensor, prompts: list[str]
     ) -> Tensor:
         """A reward's values [N, 1 + P], in the order of ``columns``."""
-        table, error = attempt_each(reward, images, prompts, reward.parts(self.prompts))
+        parts = reward.parts(self.prompts)
+        table, error = attempt_each(reward, images, prompts, parts)
         finite = table[:, 0].isfinite()
         if name not in self._proven and finite.any():
             first = int(finite.int().argmax())
@@ -270,8 +274,8 @@ class Judge:
         """
         if name not in self._proven:
             return self.failures[name]["images"] > self.patience
-        table, _ = attempt(reward, *self._proven[name], [])
-        return not table.isfinite().all()
+        table, _ = attempt(reward, *self._proven[name])
+        return not table[:, 0].isfinite().all()
 
     def _note(self, name: str, error: Exception, images: int) -> None:
         told = f"{type(error).__name__}: {error}"

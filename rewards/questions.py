@@ -9,6 +9,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from .quotes import quoted_texts
+
 COMBINE = ("mean", "weakest")
 ANSWERED = "answered"
 """What stands beside the questions in a report: how likely yes and no are together."""
@@ -111,10 +113,7 @@ _MEDIUM = re.compile(
     r"illustration|rendering|render|sketch)\s+of\s+",
     re.IGNORECASE,
 )
-_QUOTED = re.compile(
-    r"(?:\b(?:that|which)\s+)?(?:\b(?:says|say|reads|read|saying|reading|titled|labelled)\s+)?"
-    r'(?:"([^"]*)"|\u201c([^\u201d]*)\u201d)'
-)
+_SAYS = r"(?:\b(?:that|which)\s+)?(?:\b(?:says|say|reads|read|saying|reading|titled|labelled)\s+)?"
 _CLAUSES = re.compile(
     rf"[,;.:!?\n]+|\bwith\b|\bwhile\b|\band\b(?=\s+(?:{_START})\b)", re.IGNORECASE
 )
@@ -162,9 +161,12 @@ def split(prompt: str) -> tuple[Question, ...]:
     matter of style and asks nothing.
     """
     whole = about(prompt)
-    found = [f'the text "{a or b}"' for a, b in _QUOTED.findall(prompt) if (a or b).strip()]
-    plain = _MEDIUM.sub("", _QUOTED.sub("", prompt).strip())
-    for clause in _CLAUSES.split(plain):
+    texts = [text for text in quoted_texts(prompt) if text.strip()]
+    found = [f'the text "{text}"' for text in texts]
+    left = prompt
+    for text in texts:
+        left = re.sub(rf"{_SAYS}\\?[^\w\s]{re.escape(text)}\\?[^\w\s]", "", left)
+    for clause in _CLAUSES.split(_MEDIUM.sub("", left.strip())):
         found += _statements(" ".join(clause.split()))
     found = [text for text in dict.fromkeys(found) if shown(text) != whole.asked]
     return (whole, *(Question(text, shown(text)) for text in found[: MOST - 1]))

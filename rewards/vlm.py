@@ -253,13 +253,9 @@ class VLM(Reward):
         of yes and no together. Below ``LEAST`` the judge has no verdict: NaN."""
         asked = [self.asked(prompt) for prompt in prompts]
         counts = [len(questions) for questions in asked]
-        p, mass = self.ask(
-            images.nan_to_num(), [[q.asked for q in questions] for questions in asked]
-        )
+        p, mass = self.ask(images, [[q.asked for q in questions] for questions in asked])
         p, mass = p.to(images.device), mass.to(images.device)
-        whole = images.isfinite().flatten(1).all(1)
-        known = (mass >= LEAST) & whole.repeat_interleave(torch.tensor(counts).to(whole.device))
-        p = p.where(known, torch.nan)
+        p = p.where(mass >= LEAST, torch.nan)
         scores, parts = [], {}
         for row, (questions, yes) in enumerate(zip(asked, p.split(counts), strict=True)):
             wanted = torch.tensor([q.wanted for q in questions], device=yes.device)

@@ -21,10 +21,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS, RUN_SECONDS = 180, 300
-FOLDER = "comfyui-flow-ttrl"
-"""What README's clone names the pack's folder."""
 TEXT_EVENT = (3).to_bytes(4, "big")
 """Of the host's binary messages: a text under a node, its id before it."""
+FOLDER = "comfyui-flow-ttrl"
+"""What README's clone names the pack's folder."""
 
 
 def pytest_collection_modifyitems(config, items):
@@ -243,7 +243,7 @@ def started(
         (base / name).mkdir(exist_ok=True)
     (base / "custom_nodes" / folder).symlink_to(ROOT)
     for of_tests in ("random_conditioning", "tiny_vlm_nodes"):
-        (base / "custom_nodes" / of_tests).symlink_to(ROOT / "tests" / "host" / of_tests)
+        (base / "custom_nodes" / of_tests).symlink_to(Path(__file__).parent / of_tests)
     shutil.copy(home / "input" / "example.png", base / "input" / "example.png")
     mapped = f"own:\n    base_path: {base}\n    reward_models: elsewhere\n"
     (base / "extra_model_paths.yaml").write_text(mapped)

@@ -74,6 +74,11 @@ def test_no_lines_are_no_questions():
             ['the text "Café"', 'the text "Bar"', "exactly 3 signs", "the signs are black"],
         ),
         (
+            'a »KAFFEE« sign beside a 12" pizza box, 「営業中」 in neon',
+            ['the text "KAFFEE"', 'the text "営業中"', "a sign", 'a 12" pizza box']
+            + ['the sign is beside the 12" pizza box'],
+        ),
+        (
             "a man wearing a black hat is riding a horse",
             ["a man", "a hat", "the hat is black", "the man is wearing the hat", "a horse"]
             + ["the man is riding the horse"],

@@ -250,6 +250,7 @@ def sampling(clip) -> dict:
     world = importlib.import_module("flow_ttrl.world.comfy")
     settings = importlib.import_module("flow_ttrl.sampling").make_settings
     hosts = importlib.import_module("flow_ttrl.sampling.hosts.comfy_sampler")
+    ksampler = importlib.import_module("flow_ttrl.sampling.hosts.comfy_ksampler")
     model, words, vae = world.load_model("sd3"), world.load_clip(), world.load_vae("sd3")
     prompt = "a red circle left of a blue square"
     positive, negative = (
@@ -278,7 +279,7 @@ def sampling(clip) -> dict:
             judging=mix.working_memory if judging is None else judging,
         )
         calls.clear()
-        out = hosts.sample_latents(
+        out = ksampler.sample_latents(
             model,
             positive,
             negative,
