@@ -16,7 +16,7 @@ LAYERS = {"sampling": set(), "rewards": set(), "world": {"sampling", "rewards", 
 
 
 def sources() -> list[Path]:
-    folders = ("sampling", "rewards", "world", "nodes")
+    folders = ("sampling", "rewards", "world", "nodes", "cli")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     return [*files, *ROOT.glob("*.py")]
 

@@ -6,7 +6,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from flow_ttrl.cli import _image, main
+from flow_ttrl.cli import main
+from flow_ttrl.cli.score import _image
 from flow_ttrl.rewards import CATALOGUE
 
 

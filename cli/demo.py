@@ -1,0 +1,55 @@
+"""``flow-ttrl demo``: the embedded tiny world, before and after the search."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from .options import add_json, add_search, add_steps, search_settings
+
+
+def add_to(commands) -> None:
+    demo = commands.add_parser("demo", help="the embedded tiny world, before and after the search")
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--prompt", help="a sentence of the world; default: a held-out one")
+    demo.add_argument("--half", choices=("test", "dev"), default="test", help="held-out half")
+    demo.add_argument("--arch", choices=("sd3", "flux"), default="sd3", help="default: sd3")
+    demo.add_argument("--reward", choices=("verifier", "scorer"), default="verifier")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--out", type=Path, default=Path("out"), help="folder of the demo's files")
+    add_search(demo)
+    add_steps(demo)
+    add_json(demo)
+
+
+def _demo(args) -> tuple[dict, str]:
+    from ..world.demo import demo
+    from ..world.prompts import held_out
+
+    answer = demo(
+        args.prompt or random.Random(args.seed).choice(held_out(args.half, 100)),
+        arch=args.arch,
+        reward=args.reward,
+        settings=search_settings(args),
+        steps=args.steps,
+        seed=args.seed,
+        out=args.out,
+    )
+    return answer, _before_and_after(answer)
+
+
+def _before_and_after(answer: dict) -> str:
+    """The table of a single prompt."""
+    lines = [f"prompt: {answer['prompt']}", " " * 10 + "reward  verifier  scorer  accurate"]
+    for method in ("plain", "search"):
+        judged = answer[method]
+        lines.append(
+            f"{method:8s}  {judged['reward']:6.3f}  {judged['verifier']:8.3f}  "
+            f"{judged['scorer']:6.3f}  {'yes' if judged['accurate'] else 'no'}"
+        )
+    cost = answer["cost"]
+    lines.append(
+        f"{cost['model_calls']} model calls ({cost['times_plain']:g}x plain), "
+        f"{cost['backwards']} backwards, {cost['decodes']} decodes, {answer['seconds']} s"
+    )
+    return "\n".join([*lines, *answer["files"]])
