@@ -1,4 +1,4 @@
-"""The command line: ``flow-ttrl demo | score | rewards | estimate``, one file a command."""
+"""The command line: ``flow-ttrl demo | generate | score | rewards | estimate``, one file each."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import logging
 import sys
 
-from . import demo, estimate, rewards, score
+from . import demo, estimate, generate, rewards, score
 
-COMMANDS = (demo, estimate, score, rewards)
+COMMANDS = (demo, generate, estimate, score, rewards)
 
 
 def main(argv: list[str] | None = None) -> int:

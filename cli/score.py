@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..rewards import MODES, RewardMix, Scores, load_reward
-from ..rewards.catalogue import PREPROCESS, check_files, entry
+from ..rewards.catalogue import PREPROCESS, check_files
+from ..rewards.loading import weights_of
 from ..sampling.report import jsonable
 from .options import add_json, add_models, folders
 
@@ -40,7 +41,7 @@ def add_to(commands) -> None:
 def _score(args) -> tuple[dict, str]:
     from ..rewards.networks import on_device
 
-    weights = parse_weights(args.reward)
+    weights = weights_of(args.reward)
     prompts = args.prompt or [""]
     if len(prompts) not in (1, len(args.images)):
         raise ValueError(
@@ -91,27 +92,6 @@ def _scored(
         cells = (f"{rows[index][name]:9.4f}".rjust(len(name)) for name in names)
         lines.append("  ".join([f"{rank:4d}", *cells, rows[index]["image"]]))
     return jsonable(answer), "\n".join(lines)
-
-
-def parse_weights(text: str) -> dict[str, float]:
-    """Turns "imagereward=0.5,hps" into {"imagereward": 0.5, "hps": 1.0}.
-
-    Raises:
-        ValueError: an unknown name, one that comes twice, or a weight that is no number.
-    """
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, weight = part.strip().partition("=")
-        entry(name)
-        if name in weights:
-            raise ValueError(f"expected each reward once, got {name!r} twice; add up its weights")
-        try:
-            weights[name] = float(weight or 1)
-        except ValueError:
-            raise ValueError(
-                f"expected a number as the weight of {name}, got {weight!r}; write {name}=1.0"
-            ) from None
-    return weights
 
 
 def _image(path: Path) -> Tensor:
