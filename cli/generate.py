@@ -7,13 +7,10 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..headless import paper
-from ..headless.images import prepare_folder
 from ..headless.jobs import Job, jobs_of, parse_size
 from ..headless.models import DTYPES, OFFLOAD, QUANTIZE, TINY, Machine, Model, check_model
-from ..headless.run import Recipe, check, from_image, here, others_of, without_finished
+from ..headless.run import Engine, Recipe, check, from_image, here, others_of, run
 from ..rewards import MODES
 from ..rewards.loading import weights_of
 from ..sampling import SearchSettings
@@ -22,7 +19,6 @@ from .options import add_json, add_models, add_search, folders, positive, search
 
 SPELLINGS = {"rl_iterations": ("--RL_interation_num",)}
 """Names of the paper's code for parameters that have another here."""
-USUAL_PIXELS = 1024 * 1024
 
 
 def add_to(commands) -> None:
@@ -106,7 +102,30 @@ def add_run(command: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--tiny-decoder", default="", metavar="ID", help="judges by it, such as madebyollin/taef1"
     )
+    run.add_argument(
+        "--engine", choices=("here", "ray"), default="here", help="ray: many GPUs and machines"
+    )
+    run.add_argument("--address", help="of a Ray cluster; default: one on this machine")
+    run.add_argument(
+        "--num-gpus", type=int, default=0, metavar="N", help="workers of Ray with a GPU each"
+    )
+    run.add_argument(
+        "--num-cpus", type=int, default=0, metavar="N", help="or workers of Ray on CPUs"
+    )
     add_json(run)
+
+
+def engine_of(args) -> Engine:
+    """Where the jobs are made.
+
+    Raises:
+        ImportError, ValueError: no Ray, or no workers for it.
+    """
+    if args.engine == "here":
+        return here
+    from ..headless.ray_engine import on_ray
+
+    return on_ray(args.address, gpus=args.num_gpus, cpus=args.num_cpus)
 
 
 def machine_of(args) -> Machine:
@@ -114,11 +133,15 @@ def machine_of(args) -> Machine:
     return Machine(args.device, args.offload, tuple(vae))
 
 
-def recipe_of(args, settings: SearchSettings, *, baseline: bool) -> Recipe:
-    """What the options come to; the model's family is looked up on the way."""
+def model_of(args) -> Model:
     if not args.model:
         raise ValueError(f"expected --model, got none; try --model {next(iter(TINY))}")
-    model = Model(args.model, args.dtype, args.quantize, tuple(args.lora))
+    return Model(args.model, args.dtype, args.quantize, tuple(args.lora))
+
+
+def recipe_of(args, settings: SearchSettings, *, baseline: bool) -> Recipe:
+    """What the options come to; the model's family is looked up on the way."""
+    model = model_of(args)
     text = args.reward or ("verifier" if args.model in TINY else "")
     if not text:
         raise ValueError("expected --reward, got none; such as --reward imagereward=1.0,hps=0.5")
@@ -149,21 +172,13 @@ def _generate(args) -> tuple[dict, str]:
             settings = replace(settings, micro_batch=args.micro_batch)
         recipe = recipe_of(args, settings, baseline=args.baseline)
     check(recipe, machine, places, jobs)
-    todo, rows = without_finished(jobs, args.out, recipe)
-    pixels = max((job.size[0] * job.size[1] if job.size else USUAL_PIXELS) for job in jobs)
-    prepare_folder(args.out, len(todo) * (1 + recipe.baseline), pixels)
-    with tqdm(total=len(jobs), initial=len(rows), unit="image", disable=len(jobs) == 1) as bar:
-        if todo:
-            for made in here(recipe, machine, places, todo, args.out):
-                rows.append(made)
-                bar.update()
-    order = {job.name: number for number, job in enumerate(jobs)}
-    rows.sort(key=lambda row: order[Path(row["file"]).stem])
+    engine = engine_of(args)
+    rows = run(recipe, machine, places, jobs, args.out, engine)
     answer = {"model": recipe.model.name, "settings": recipe.settings.to_json(), "images": rows}
-    return answer, "\n".join(_told(row) for row in rows)
+    return answer, "\n".join(told(row) for row in rows)
 
 
-def _told(row: dict) -> str:
+def told(row: dict) -> str:
     """A line of the table."""
     plain = "" if row["plain_reward"] is None else f" (plain {row['plain_reward']:.4f})"
     reward = "none" if row["reward"] is None else f"{row['reward']:.4f}"
@@ -173,7 +188,7 @@ def _told(row: dict) -> str:
 
 def _settings(args, machine: Machine) -> SearchSettings:
     """From --paper or --settings and --strategy, then the paper's parameters where given."""
-    family = check_model(Model(args.model or "", args.dtype, args.quantize), machine)
+    family = check_model(model_of(args), machine)
     names = {field.name for field in fields(FlowTTRL)}
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.beta is not None:

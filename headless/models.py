@@ -151,16 +151,20 @@ def load_pipeline(model: Model, machine: Machine = Machine()):
     return pipe
 
 
-def load_decoder(name: str, dtype: torch.dtype, device: torch.device):
-    """A tiny decoder (``AutoencoderTiny``: taesd3, taef1) from a folder or the local cache."""
-    from diffusers import AutoencoderTiny
-
-    folder = Path(name).expanduser()
-    if not folder.is_dir() and not _cached(name, "config.json"):
+def check_decoder(name: str) -> None:
+    """Raise FileNotFoundError for a decoder that is not here."""
+    if not Path(name).expanduser().is_dir() and not _cached(name, "config.json"):
         raise FileNotFoundError(
             f"expected a tiny decoder in {name} or the local cache, got none; run: hf download "
             f"{name}"
         )
+
+
+def load_decoder(name: str, dtype: torch.dtype, device: torch.device):
+    """A tiny decoder (``AutoencoderTiny``: taesd3, taef1) from a folder or the local cache."""
+    from diffusers import AutoencoderTiny
+
+    check_decoder(name)
     decoder = AutoencoderTiny.from_pretrained(name, local_files_only=True, torch_dtype=dtype)
     return decoder.to(device).eval().requires_grad_(False)
 

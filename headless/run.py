@@ -9,17 +9,32 @@ from pathlib import Path
 
 import diffusers
 import torch
+from tqdm import tqdm
 
 from ..rewards import default_folders
 from ..rewards.loading import check_mix, load_mix
 from ..rewards.networks import on_device
 from ..sampling import SearchSettings, settings_from_json
 from ..sampling.hosts.diffusers import search_images
+from ..sampling.hosts.diffusers_call import arguments_of
 from ..sampling.report import jsonable
 from ..version import VERSION
-from .images import read_made, write_image
+from .images import prepare_folder, read_made, write_image
 from .jobs import Job
-from .models import TINY, Machine, Model, check_model, load_decoder, load_pipeline, resolve_device
+from .models import (
+    TINY,
+    Machine,
+    Model,
+    check_decoder,
+    check_model,
+    load_decoder,
+    load_pipeline,
+    resolve_device,
+)
+
+PIPELINES = {"sd3": diffusers.StableDiffusion3Pipeline, "flux": diffusers.FluxPipeline}
+USUAL_PIXELS = 1024 * 1024
+"""Of an image whose size is the model's own, for the room that it takes."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,10 @@ def others_of(model: Model) -> dict:
 
 def check(recipe: Recipe, machine: Machine, folders: Sequence[Path], jobs: Sequence[Job]) -> None:
     """Raise for what can be known to be wrong before anything is loaded."""
-    check_model(recipe.model, machine)
+    family = check_model(recipe.model, machine)
+    arguments_of(PIPELINES[family], recipe.call)
+    if recipe.decoder:
+        check_decoder(recipe.decoder)
     others = others_of(recipe.model)
     check_mix(recipe.rewards, folders, others)
     for name in recipe.rewards:
@@ -91,6 +109,7 @@ class Worker:
     def make(self, job: Job, folder: Path) -> dict:
         """One image, in ``folder`` with its plain sample beside it; what is told of it."""
         began, recipe = time.monotonic(), self.recipe
+        image_path(folder, job).parent.mkdir(parents=True, exist_ok=True)
         found = search_images(
             self.pipe,
             self.reward,
@@ -140,6 +159,7 @@ def row(folder: Path, job: Job, made: dict, skipped: bool = False) -> dict:
     report, plain = made["report"], made["report"]["plain_rewards"]
     return jsonable(
         {
+            "name": job.name,
             "file": str(image_path(folder, job)),
             "plain_file": str(plain_path(folder, job)) if made["recipe"]["baseline"] else None,
             "prompt": job.prompt,
@@ -193,6 +213,30 @@ def here(
     for number, job in enumerate(jobs, 1):
         worker.pipe.set_progress_bar_config(desc=f"image {number} of {len(jobs)}", leave=False)
         yield worker.make(job, folder)
+
+
+def run(
+    recipe: Recipe,
+    machine: Machine,
+    folders: Sequence[Path],
+    jobs: Sequence[Job],
+    folder: Path,
+    engine: Engine = here,
+) -> list[dict]:
+    """What is told of each job's image, made by ``engine`` where it is not there already.
+
+    Raises:
+        OSError, ValueError: a folder that cannot hold the images, or holds others.
+    """
+    todo, rows = without_finished(jobs, folder, recipe)
+    pixels = max(job.size[0] * job.size[1] if job.size else USUAL_PIXELS for job in jobs)
+    prepare_folder(folder, len(todo) * (1 + recipe.baseline), pixels)
+    with tqdm(total=len(jobs), initial=len(rows), unit="image", disable=len(jobs) == 1) as bar:
+        for made in engine(recipe, machine, folders, todo, folder) if todo else ():
+            rows.append(made)
+            bar.update()
+    order = {job.name: number for number, job in enumerate(jobs)}
+    return sorted(rows, key=lambda row: order[row["name"]])
 
 
 def from_image(path: Path) -> tuple[Recipe, Job]:

@@ -62,7 +62,7 @@ class PipelineCall(ABC):
 
     def __init__(self, pipe, given: dict):
         self.pipe = pipe
-        self.arguments = _arguments(pipe, given)
+        self.arguments = arguments_of(type(pipe), given)
         _check(pipe, self.arguments)
         _call(pipe.check_inputs, self._sized())
         with torch.no_grad():
@@ -166,14 +166,18 @@ class PipelineCall(ABC):
         return [one for one in asked for _ in range(count)]
 
 
-def _arguments(pipe, given: dict) -> dict:
-    """All arguments of the pipeline's call by name."""
-    signature = inspect.signature(type(pipe).__call__)
+def arguments_of(kind: type, given: dict) -> dict:
+    """All arguments of the call of a pipeline class by name.
+
+    Raises:
+        ValueError: it has no such argument.
+    """
+    signature = inspect.signature(kind.__call__)
     known = {n: p.default for n, p in signature.parameters.items() if n != "self"}
     strange = [name for name in given if name not in known]
     if strange:
         raise ValueError(
-            f"expected arguments of {type(pipe).__name__}'s call ({', '.join(known)}), got "
+            f"expected arguments of {kind.__name__}'s call ({', '.join(known)}), got "
             f"{', '.join(strange)}; check the spelling"
         )
     return known | given
