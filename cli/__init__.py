@@ -1,4 +1,4 @@
-"""The command line: ``flow-ttrl demo | generate | score | rewards | estimate``, one file each."""
+"""The command line: ``flow-ttrl demo | generate | geneval | score | rewards | estimate``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import logging
 import sys
 
-from . import demo, estimate, generate, rewards, score
+from . import demo, estimate, generate, geneval, rewards, score
 
-COMMANDS = (demo, generate, estimate, score, rewards)
+COMMANDS = (demo, generate, geneval, estimate, score, rewards)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,10 @@ from flow_ttrl.world.diffusers import GUIDANCE, world_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--steps", "3", "--budget", "2", "--device", "cpu")
+SLOW = pytest.mark.slow
+DEMOS = [("flux", False)]
+REST = (("sd3", False), ("sd3", True), ("flux", True))
+DEMOS += [pytest.param(*case, marks=SLOW) for case in REST]
 PROMPTS = ("a red circle", "a blue square", "a green circle")
 
 
@@ -78,6 +82,7 @@ def test_a_search_and_its_baseline_side_by_side(capsys, tmp_path):
         assert told["recipe"]["settings"]["strategy"] == "steered"
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_after_a_kill_to_the_same_files(capsys, tmp_path):
     """The killed process loses at most the image in flight; what is there is not made again."""
     argv = ["--model", "tiny-sd3", *asked(*PROMPTS), *QUICK, "--baseline"]
@@ -159,6 +164,7 @@ def test_the_papers_names_and_spellings(capsys, tmp_path):
     assert not paper["settings"]["keep_better"]
 
 
+@pytest.mark.slow
 def test_ways_to_spare_memory(capsys, tmp_path):
     from diffusers import AutoencoderTiny
 
@@ -281,8 +287,7 @@ def test_a_full_disk_leaves_no_half_an_image(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("paper", [False, True])
-@pytest.mark.parametrize("arch", ["sd3", "flux"])
+@pytest.mark.parametrize(("arch", "paper"), DEMOS)
 def test_demos_run(capsys, tmp_path, monkeypatch, arch, paper):
     script, out = ROOT / "demo" / f"{arch}_ttrl.py", tmp_path / "image.png"
     assert len(script.read_text("utf-8").splitlines()) < 60

@@ -8,6 +8,8 @@ from flow_ttrl.rewards import ANALYTIC, RewardMix
 from flow_ttrl.sampling import STRATEGIES, make_settings
 from flow_ttrl.sampling.hosts.diffusers import search_images
 
+SLOW = pytest.mark.slow
+QUICK, OTHERS = "flow_ttrl", [name for name in STRATEGIES if name != "flow_ttrl"]
 OFF = make_settings(budget=1, keep_better=False)
 MAKE = {"sd3": tiny_sd3, "flux": tiny_flux}
 PROMPT, OTHER = "a red fox", "two cats, and a dog!"
@@ -78,7 +80,7 @@ def test_search_off_is_the_stock_call_bit_by_bit(pipes, arch, name, call):
     assert len(ours.result.rewards) == len(stock)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=SLOW)])
 @pytest.mark.parametrize("arch", MAKE)
 def test_so_it_is_in_half_precision(arch, dtype):
     """Where the pipeline rounds its latents after every step."""
@@ -166,7 +168,7 @@ def test_a_callback_ends_the_search_by_the_pipelines_own_interrupt(pipes):
 
 
 @pytest.mark.parametrize("arch", MAKE)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [QUICK, *(pytest.param(s, marks=SLOW) for s in OTHERS)])
 def test_every_strategy_runs(pipes, arch, strategy):
     """In the pipeline's own layout, oblong, in a batch, to rewards that are its images' own."""
     call = {"prompt": [PROMPT, OTHER], "height": 48, "width": 80, "num_inference_steps": 4}
