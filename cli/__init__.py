@@ -1,4 +1,7 @@
-"""The command line: ``flow-ttrl demo | generate | geneval | score | rewards | estimate``."""
+"""The command line: ``flow-ttrl demo | generate | geneval | score | rewards | estimate``.
+
+One file a command, imported when it is asked for: what it needs need not be there for the others.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,37 @@ import argparse
 import json
 import logging
 import sys
+from importlib import import_module
 
-from . import demo, estimate, generate, geneval, rewards, score
-
-COMMANDS = (demo, generate, geneval, estimate, score, rewards)
+COMMANDS = {
+    "demo": "the embedded tiny world, before and after the search",
+    "generate": "images by FLUX.1, SD3.5 or the tiny world",
+    "geneval": "GenEval's images: searched, best of N, plain",
+    "estimate": "what a search will cost, before it is run",
+    "score": "scores of image files by any mix of rewards",
+    "rewards": "which rewards are ready, what the others lack",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    parser = argparse.ArgumentParser(prog="flow-ttrl", description=__doc__)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="flow-ttrl", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_to(commands)
-    args = parser.parse_args(argv)
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stderr)
     try:
+        for name, about in COMMANDS.items():
+            command = commands.add_parser(name, help=about)
+            if argv[:1] == [name]:
+                import_module(f".{name}", __package__).add_to(command)
+        args = parser.parse_args(argv)
         answer, table = args.run(args)
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"flow-ttrl: expected the package {error.name}, got none; run: pip install "
+            f"{error.name}\n"
+        )
+        return 2
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"flow-ttrl: {error}\n")
         return 2

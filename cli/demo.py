@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 from pathlib import Path
 
 from .options import add_json, add_search, add_steps, search_settings
 
 
-def add_to(commands) -> None:
-    demo = commands.add_parser("demo", help="the embedded tiny world, before and after the search")
-    demo.set_defaults(run=_demo)
-    demo.add_argument("--prompt", help="a sentence of the world; default: a held-out one")
-    demo.add_argument("--half", choices=("test", "dev"), default="test", help="held-out half")
-    demo.add_argument("--arch", choices=("sd3", "flux"), default="sd3", help="default: sd3")
-    demo.add_argument("--reward", choices=("verifier", "scorer"), default="verifier")
-    demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--out", type=Path, default=Path("out"), help="folder of the demo's files")
-    add_search(demo)
-    add_steps(demo)
-    add_json(demo)
+def add_to(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_demo)
+    command.add_argument("--prompt", help="a sentence of the world; default: a held-out one")
+    command.add_argument("--half", choices=("test", "dev"), default="test", help="held-out half")
+    command.add_argument("--arch", choices=("sd3", "flux"), default="sd3", help="default: sd3")
+    command.add_argument("--reward", choices=("verifier", "scorer"), default="verifier")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", type=Path, default=Path("out"), help="folder of the demo's files")
+    add_search(command)
+    add_steps(command)
+    add_json(command)
 
 
 def _demo(args) -> tuple[dict, str]:

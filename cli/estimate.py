@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
+
 from ..sampling import plan, shifted_sigmas
 from .options import add_json, add_search, add_steps, search_settings
 
 
-def add_to(commands) -> None:
-    estimate = commands.add_parser("estimate", help="what a search will cost, before it is run")
-    estimate.set_defaults(run=_estimate)
-    estimate.add_argument(
+def add_to(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_estimate)
+    command.add_argument(
         "--arch",
         choices=("sd3", "flux"),
         default="sd3",
         help="sd3: two forwards a call (CFG); flux: one. Default: sd3",
     )
-    add_search(estimate)
-    add_steps(estimate)
-    add_json(estimate)
+    add_search(command)
+    add_steps(command)
+    add_json(command)
 
 
 def _estimate(args) -> tuple[dict, str]:

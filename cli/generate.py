@@ -21,15 +21,14 @@ SPELLINGS = {"rl_iterations": ("--RL_interation_num",)}
 """Names of the paper's code for parameters that have another here."""
 
 
-def add_to(commands) -> None:
-    generate = commands.add_parser("generate", help="images by FLUX.1, SD3.5 or the tiny world")
-    generate.set_defaults(run=_generate)
-    add_images(generate)
-    add_run(generate)
-    generate.add_argument(
+def add_to(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_generate)
+    add_images(command)
+    add_run(command)
+    command.add_argument(
         "--from-image", type=Path, metavar="FILE", help="make this image again, of what it says"
     )
-    prompts = generate.add_argument_group("prompts")
+    prompts = command.add_argument_group("prompts")
     prompts.add_argument("--prompt", action="append", default=[], help="as often as you like")
     prompts.add_argument(
         "--prompts",
@@ -40,7 +39,7 @@ def add_to(commands) -> None:
     prompts.add_argument("--negative", help="negative prompt")
     prompts.add_argument("--seed", type=int, default=0, help="of a prompt's first image; default 0")
     prompts.add_argument("--images", type=positive, default=1, help="of every prompt; default 1")
-    search = generate.add_argument_group("search")
+    search = command.add_argument_group("search")
     add_search(search)
     search.add_argument(
         "--keep-better",
@@ -55,7 +54,7 @@ def add_to(commands) -> None:
     search.add_argument(
         "--paper", action="store_true", help="Flow-TTRL's published settings: 40 steps and all"
     )
-    own = generate.add_argument_group("the paper's parameters (each takes --strategy flow_ttrl)")
+    own = command.add_argument_group("the paper's parameters (each takes --strategy flow_ttrl)")
     own.add_argument("--beta", type=float, metavar="B", help="beta1 and beta2")
     for field in fields(FlowTTRL):
         own.add_argument(f"--{field.name}", *SPELLINGS.get(field.name, ()), **_typed(field.default))
@@ -160,6 +159,11 @@ def recipe_of(args, settings: SearchSettings, *, baseline: bool) -> Recipe:
 def _generate(args) -> tuple[dict, str]:
     machine, places = machine_of(args), folders(args)
     if args.from_image:
+        if args.model or args.reward or args.prompt or args.prompts:
+            raise ValueError(
+                "expected --from-image without a model, reward or prompt of its own, which the "
+                "image says; leave them out"
+            )
         recipe, job = from_image(args.from_image)
         jobs = [job]
     else:

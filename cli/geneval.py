@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,22 +16,21 @@ USUAL_STEPS = 28
 """Of both pipelines' calls where nothing is said."""
 
 
-def add_to(commands) -> None:
-    geneval = commands.add_parser("geneval", help="GenEval's images: searched, best of N, plain")
-    geneval.set_defaults(run=_geneval)
-    geneval.add_argument(
+def add_to(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_geneval)
+    command.add_argument(
         "--metadata",
         type=Path,
         required=True,
         metavar="FILE",
         help="GenEval's own evaluation_metadata.jsonl",
     )
-    geneval.add_argument("--images", type=positive, default=4, help="of every prompt; default: 4")
-    geneval.add_argument("--seed", type=int, default=0, help="of a prompt's first image; default 0")
-    geneval.add_argument("--first", type=positive, metavar="N", help="only the first N prompts")
-    add_images(geneval)
-    add_search(geneval)
-    add_run(geneval)
+    command.add_argument("--images", type=positive, default=4, help="of every prompt; default: 4")
+    command.add_argument("--seed", type=int, default=0, help="of a prompt's first image; default 0")
+    command.add_argument("--first", type=positive, metavar="N", help="only the first N prompts")
+    add_images(command)
+    add_search(command)
+    add_run(command)
 
 
 def _geneval(args) -> tuple[dict, str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+
 from ..rewards import CATALOGUE
 from .options import add_json, add_models, folders
 
 
-def add_to(commands) -> None:
-    rewards = commands.add_parser("rewards", help="which rewards are ready, what the others lack")
-    rewards.set_defaults(run=_rewards)
-    rewards.add_argument("--download", metavar="NAME", help="fetch the files of this reward")
-    add_models(rewards)
-    add_json(rewards)
+def add_to(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_rewards)
+    command.add_argument("--download", metavar="NAME", help="fetch the files of this reward")
+    add_models(command)
+    add_json(command)
 
 
 def _rewards(args) -> tuple[dict, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +17,25 @@ from ..sampling.report import jsonable
 from .options import add_json, add_models, folders
 
 
-def add_to(commands) -> None:
-    score = commands.add_parser("score", help="scores of image files by any mix of rewards")
-    score.set_defaults(run=_score)
-    score.add_argument("images", nargs="+", type=Path, metavar="IMG")
-    score.add_argument(
+def add_to(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_score)
+    command.add_argument("images", nargs="+", type=Path, metavar="IMG")
+    command.add_argument(
         "--prompt", action="append", help="one for all images, or as many as there are images"
     )
-    score.add_argument(
+    command.add_argument(
         "--reward",
         required=True,
         metavar="NAME[=WEIGHT],...",
         help="such as imagereward=1.0,hps=0.5; names as `flow-ttrl rewards` lists them",
     )
-    score.add_argument("--mode", choices=MODES, default=MODES[0], help="of the mix; default: raw")
-    score.add_argument("--reference", type=Path, metavar="IMG", help="for image_similarity")
-    score.add_argument("--text", default="", help="for ocr; default: what the prompt quotes")
-    score.add_argument("--preprocess", choices=PREPROCESS, default=PREPROCESS[0])
-    score.add_argument("--device", default="auto", help="such as cpu or cuda:1; default: auto")
-    add_models(score)
-    add_json(score)
+    command.add_argument("--mode", choices=MODES, default=MODES[0], help="of the mix; default: raw")
+    command.add_argument("--reference", type=Path, metavar="IMG", help="for image_similarity")
+    command.add_argument("--text", default="", help="for ocr; default: what the prompt quotes")
+    command.add_argument("--preprocess", choices=PREPROCESS, default=PREPROCESS[0])
+    command.add_argument("--device", default="auto", help="such as cpu or cuda:1; default: auto")
+    add_models(command)
+    add_json(command)
 
 
 def _score(args) -> tuple[dict, str]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from .jobs import Job
 from .models import Machine
@@ -18,7 +19,7 @@ from .run import Engine, Recipe, Worker, finished
 log = logging.getLogger("flow_ttrl")
 
 ATTEMPTS = 3
-"""Times that a job is tried whose worker dies."""
+"""Times that each worker may die before the next image is there."""
 
 
 def on_ray(address: str | None = None, *, gpus: int = 0, cpus: int = 0) -> Engine:
@@ -54,10 +55,9 @@ def on_ray(address: str | None = None, *, gpus: int = 0, cpus: int = 0) -> Engin
             _start(ray, address, gpus, cpus)
         try:
             wanted = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-            kind = ray.remote(max_restarts=-1, **wanted)(ImageWorker)
-            count = min(gpus or cpus, len(jobs))
-            workers = [kind.remote(recipe, machine, list(folders)) for _ in range(count)]
-            yield from _made(ray, workers, recipe, jobs, folder.absolute())
+            kind = ray.remote(**wanted)(ImageWorker)
+            workers = Workers(ray, lambda: kind.remote(recipe, machine, list(folders)))
+            yield from workers.made(jobs, min(gpus or cpus, len(jobs)), folder.absolute())
         finally:
             if own:
                 ray.shutdown()
@@ -66,19 +66,61 @@ def on_ray(address: str | None = None, *, gpus: int = 0, cpus: int = 0) -> Engin
 
 
 class ImageWorker:
-    """What an actor is: a worker that loads its pipeline when its first job comes."""
+    """What an actor is: a worker, once it is told to load its pipeline."""
 
     def __init__(self, recipe: Recipe, machine: Machine, folders: Sequence[Path]):
         self.given = recipe, machine, folders
         self.worker: Worker | None = None
 
+    def load(self) -> None:
+        self.worker = Worker(*self.given)
+        self.worker.pipe.set_progress_bar_config(disable=True)
+
     def make(self, job: Job, folder: Path) -> dict:
-        if known := finished(folder, job, self.given[0]):
-            return known  # written just before the worker that was at it died
-        if self.worker is None:
-            self.worker = Worker(*self.given)
-            self.worker.pipe.set_progress_bar_config(disable=True)
-        return self.worker.make(job, folder)
+        known = finished(folder, job, self.given[0])  # by one that died when it had written it
+        return known or self.worker.make(job, folder)
+
+
+class Workers:
+    """The actors of a run. One gets a job when it has loaded; a new one comes for one that died."""
+
+    def __init__(self, ray, new: Callable[[], Any]):
+        self.ray, self.new = ray, new
+        self.at_work: dict[Any, tuple[Any, Job | None]] = {}
+
+    def made(self, jobs: Sequence[Job], count: int, folder: Path) -> Iterator[dict]:
+        """What is told of each job's image, in the order that they are finished."""
+        waiting, idle, lost = deque(jobs), deque(), 0
+        for _ in range(count):
+            self._begin()
+        while waiting or any(job for _, job in self.at_work.values()):
+            while waiting and idle:
+                worker, job = idle.popleft(), waiting.popleft()
+                self.at_work[worker.make.remote(job, folder)] = worker, job
+            (ready,), _ = self.ray.wait(list(self.at_work), num_returns=1)
+            worker, job = self.at_work.pop(ready)
+            try:
+                answer = self.ray.get(ready)
+            except self.ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # what went wrong in the job
+            except self.ray.exceptions.RayActorError as error:
+                lost += 1
+                if lost > ATTEMPTS * count:
+                    told = f"expected workers that live, got {lost} that died: {error}"
+                    raise OSError(told) from error
+                if job is not None:
+                    log.warning("a worker died at %s, which is made by another", job.name)
+                    waiting.appendleft(job)
+                self._begin()
+                continue
+            idle.append(worker)
+            if job is not None:
+                lost = 0
+                yield answer
+
+    def _begin(self) -> None:
+        worker = self.new()
+        self.at_work[worker.load.remote()] = worker, None
 
 
 def _start(ray, address: str | None, gpus: int, cpus: int) -> None:
@@ -90,31 +132,3 @@ def _start(ray, address: str | None, gpus: int, cpus: int) -> None:
         ray.init(address=address, log_to_driver=False)
     except ConnectionError as error:
         raise OSError(f"expected a Ray cluster at {address}, got {error}") from error
-
-
-def _made(
-    ray, workers: Sequence, recipe: Recipe, jobs: Sequence[Job], folder: Path
-) -> Iterator[dict]:
-    """What is told of each job's image, in the order that they are finished."""
-    waiting, idle, at_work = deque(jobs), deque(workers), {}
-    tried = dict.fromkeys((job.name for job in jobs), 0)
-    while waiting or at_work:
-        while waiting and idle:
-            worker, job = idle.popleft(), waiting.popleft()
-            tried[job.name] += 1
-            at_work[worker.make.remote(job, folder)] = worker, job
-        (ready,), _ = ray.wait(list(at_work), num_returns=1)
-        worker, job = at_work.pop(ready)
-        idle.append(worker)
-        try:
-            yield ray.get(ready)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None  # the job's own
-        except ray.exceptions.RayActorError as error:
-            if tried[job.name] >= ATTEMPTS:
-                raise OSError(
-                    f"expected {job.name} to be made within {ATTEMPTS} attempts, got a worker that "
-                    f"died each time: {error}"
-                ) from error
-            log.warning("a worker died at %s, which is tried again", job.name)
-            waiting.appendleft(job)

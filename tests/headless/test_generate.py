@@ -240,6 +240,7 @@ BAD = [
     ([*HERE, "--tiny-decoder", "me/nothing"], "expected a tiny decoder"),
     ([*HERE, "--call", '{"promt": 1}'], "expected arguments of StableDiffusion3Pipeline's call"),
     (["--from-image", "FOLDER/notes.png"], "expected a whole image"),
+    (["--from-image", "FOLDER/photo.png", *HERE], "expected --from-image without a model"),
     (["--from-image", "FOLDER/photo.png"], "expected an image made by flow-ttrl generate"),
 ]
 
