@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import sys
+from contextlib import redirect_stdout
 from importlib import import_module
 
 COMMANDS = {
@@ -33,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
             if argv[:1] == [name]:
                 import_module(f".{name}", __package__).add_to(command)
         args = parser.parse_args(argv)
-        answer, table = args.run(args)
+        with redirect_stdout(sys.stderr):  # whatever a library has to say
+            answer, table = args.run(args)
     except ModuleNotFoundError as error:
         sys.stderr.write(
             f"flow-ttrl: expected the package {error.name}, got none; run: pip install "
