@@ -114,6 +114,10 @@ def check_model(model: Model, machine: Machine) -> str:
         if not Path(path).exists():
             raise FileNotFoundError(f"expected LoRA weights at {path}, got none; mend the path")
     if model.quantize.startswith("bnb"):
+        if device.type == "cpu":
+            raise ValueError(
+                f"expected a GPU for quantize {model.quantize}, got device cpu; take fp8 or none"
+            )
         _needs("bitsandbytes", f"quantize {model.quantize}")
         if model.name in TINY:
             raise ValueError(

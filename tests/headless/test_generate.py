@@ -236,7 +236,7 @@ BAD = [
     ([*HERE, "--seed", "-1"], "expected --seed"),
     ([*HERE, "--device", "cuda:99"], "expected a device of this machine"),
     ([*HERE, "--offload", "model", "--device", "cpu"], "expected an accelerator to offload from"),
-    ([*HERE, "--quantize", "bnb4", "--device", "cpu"], "expected"),
+    ([*HERE, "--quantize", "bnb4", "--device", "cpu"], "expected a GPU for quantize bnb4"),
     ([*HERE, "--tiny-decoder", "me/nothing"], "expected a tiny decoder"),
     ([*HERE, "--call", '{"promt": 1}'], "expected arguments of StableDiffusion3Pipeline's call"),
     (["--from-image", "FOLDER/notes.png"], "expected a whole image"),

@@ -191,6 +191,39 @@ def test_models_and_scheduler_are_left_as_they_were(pipes):
     assert all(p.grad is None for p in pipe.transformer.parameters())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["flow_ttrl", "reward_gradient"])
+def test_gradients_of_large_images_keep_no_activations(pipes, monkeypatch, strategy):
+    """The same search, the blocks computed once more for a backward; nothing stays switched on."""
+    pipe, passes = pipes["flux"], {"whole": 0, "block": 0}
+
+    def count(name):
+        def counted(*_):
+            passes[name] += 1
+
+        return counted
+
+    parts = {"whole": pipe.transformer, "block": pipe.transformer.transformer_blocks[0]}
+    hooks = [part.register_forward_pre_hook(count(name)) for name, part in parts.items()]
+    call = {"prompt": PROMPT, "num_inference_steps": 3, "seed": 2}
+    settings = make_settings(strategy, budget=0 if strategy == "flow_ttrl" else 4)
+    for size in (64, 512):
+        passes.update(whole=0, block=0)
+        made = search_images(pipe, contrast(), settings, height=size, width=size, **call)
+        again = made.result.cost.backwards if size == 512 else 0
+        assert made.result.cost.backwards > 0
+        assert passes["block"] - passes["whole"] == again
+    for hook in hooks:
+        hook.remove()
+    assert not pipe.transformer.is_gradient_checkpointing
+    assert not pipe.vae.is_gradient_checkpointing
+    call |= {"height": 512, "width": 512}
+    recomputed = search_images(pipe, contrast(), settings, **call).result.latents
+    monkeypatch.setattr("flow_ttrl.sampling.hosts.diffusers.RECOMPUTED_FROM", 2**40)
+    kept = search_images(pipe, contrast(), settings, **call).result.latents
+    torch.testing.assert_close(recomputed, kept, atol=1e-4, rtol=1e-3)
+
+
 def test_skip_layer_guidance_counts_at_levels_between_steps(pipes):
     """A look-ahead between two levels is guided as the step that it lies in."""
     from flow_ttrl.sampling.hosts.diffusers_pipelines import prepare
