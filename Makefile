@@ -1,4 +1,5 @@
-# make env | demo | test | test-all | bench | parity | host-test COMFYUI=path | browser-test COMFYUI=path | lint
+# make env | demo | test | test-all | bench | parity | lint
+# make host-test | browser-test | gpu-test COMFYUI=path
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 PARITY := .venv-parity
 
-.PHONY: env demo test test-all bench parity host-test browser-test lint clean
+.PHONY: env demo test test-all bench parity host-test browser-test gpu-test lint clean
 
 env: $(STAMP)
 
@@ -47,6 +48,10 @@ host-test: env
 browser-test: env
 	@test -n "$(COMFYUI)" || { echo "usage: make browser-test COMFYUI=/path/to/ComfyUI"; exit 2; }
 	COMFYUI_PATH="$(COMFYUI)" $(BIN)/python -m pytest tests/browser
+
+gpu-test: env
+	@test -n "$(COMFYUI)" || { echo "usage: make gpu-test COMFYUI=/path/to/ComfyUI"; exit 2; }
+	COMFYUI_PATH="$(COMFYUI)" $(BIN)/python -m pytest tests/gpu
 
 lint: env
 	$(BIN)/ruff check .

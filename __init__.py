@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 WEB_DIRECTORY = "web"
+"""Served under the folder's name, where the host looks for help pages. pyproject.toml's ``web`` is
+served under the project's, which also works where the folder's name has a space."""
 
 
 async def comfy_entrypoint():

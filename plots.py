@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -95,6 +96,9 @@ def reward_curve(report: dict, item: int = 0, size: tuple[int, int] = (720, 440)
     axes.set_axisbelow(True)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", fontsize=9, framealpha=1, edgecolor="none")
+    if report["warnings"]:
+        lines = [line for text in report["warnings"] for line in textwrap.wrap(text, 100)]
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=_PLAIN)
     packed = io.BytesIO()
     FigureCanvasAgg(figure).print_png(packed)
     return Image.open(packed).convert("RGB")

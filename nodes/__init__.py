@@ -7,6 +7,7 @@ from .load_reward import LoadReward
 from .plot import RewardPlot
 from .rewards import RewardMixer, RewardScorer
 from .sampler import TTRLRunResult, TTRLSampler
+from .save import SaveImageWithReport
 from .search import SDELatentSearch
 from .settings import PaperSettings, SearchSettingsNode, SteeredSettings
 
@@ -25,4 +26,5 @@ class FlowTTRLExtension(ComfyExtension):
             TTRLSampler,
             TTRLRunResult,
             RewardPlot,
+            SaveImageWithReport,
         ]

@@ -13,7 +13,16 @@ from .prompt_text import judged_text
 from .routes import finish_asked
 from .runs import FinishedRun, Handle
 from .search import check_target, full_report, judge_of, sheet
-from .types import CATEGORY, SHEET, Report, Reward, Run, Settings, schema
+from .types import (
+    CATEGORY,
+    Run,
+    prompt_input,
+    reward_input,
+    run_outputs,
+    schema,
+    settings_input,
+    vae_input,
+)
 
 if TYPE_CHECKING:
     from ..sampling.hosts.comfy_sampler import SearchSampler
@@ -34,14 +43,9 @@ class TTRLSampler(io.ComfyNode):
             ),
             search_aliases=["ttrl", "flow-ttrl", "reward", "test-time search", "best of n"],
             inputs=[
-                io.Vae.Input("vae", tooltip="The model's VAE, to look ahead at images."),
-                Reward.Input("reward", tooltip="What images are judged by."),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    default="",
-                    tooltip="What the rewards look for. Empty: the text upstream of 'positive'.",
-                ),
+                vae_input(),
+                reward_input(),
+                prompt_input(),
                 io.Boolean.Input(
                     "baseline",
                     default=True,
@@ -52,12 +56,7 @@ class TTRLSampler(io.ComfyNode):
                     optional=True,
                     tooltip="The guider's positive conditioning, for its text alone.",
                 ),
-                Settings.Input(
-                    "settings",
-                    optional=True,
-                    tooltip="From TTRL Search, Paper or Steered Settings. Without: strategy "
-                    "'steered', budget 6.",
-                ),
+                settings_input(),
             ],
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             outputs=[
@@ -116,11 +115,7 @@ class TTRLRunResult(io.ComfyNode):
                 Run.Input("run", tooltip="From TTRL Sampler."),
                 io.Latent.Input("latent", tooltip="The sampler's output, as it came out."),
             ],
-            outputs=[
-                io.Latent.Output(display_name="baseline"),
-                Report.Output(display_name="report"),
-                io.Image.Output(display_name="candidates", tooltip=SHEET),
-            ],
+            outputs=run_outputs(),
         )
 
     @classmethod

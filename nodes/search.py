@@ -15,7 +15,16 @@ from ..sampling import SearchSettings, make_settings
 from ..version import VERSION
 from .prompt_text import judged_text
 from .routes import finish_asked
-from .types import CATEGORY, SHEET, Report, Reward, Settings, as_images, schema
+from .types import (
+    CATEGORY,
+    as_images,
+    prompt_input,
+    reward_input,
+    run_outputs,
+    schema,
+    settings_input,
+    vae_input,
+)
 
 if TYPE_CHECKING:
     from ..sampling.hosts.comfy import Candidates
@@ -49,8 +58,8 @@ class SDELatentSearch(io.ComfyNode):
                     tooltip="What to avoid. Needed where cfg is not 1, does nothing where it is.",
                 ),
                 io.Latent.Input("latent_image", tooltip="The latent to start from."),
-                io.Vae.Input("vae", tooltip="The model's VAE, to look ahead at images."),
-                Reward.Input("reward", tooltip="What images are judged by."),
+                vae_input(),
+                reward_input(),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -86,13 +95,7 @@ class SDELatentSearch(io.ComfyNode):
                     step=0.01,
                     tooltip="How much of the latent to redraw. 1: all of it.",
                 ),
-                io.String.Input(
-                    "prompt",
-                    multiline=True,
-                    default="",
-                    tooltip="What the rewards look for. Empty: the text that 'positive' was made "
-                    "from.",
-                ),
+                prompt_input(),
                 io.Boolean.Input(
                     "baseline",
                     default=True,
@@ -100,19 +103,12 @@ class SDELatentSearch(io.ComfyNode):
                     "'euler' does, for comparison. Off saves that time; nothing that is wired to "
                     "the baseline runs then.",
                 ),
-                Settings.Input(
-                    "settings",
-                    optional=True,
-                    tooltip="From TTRL Search, Paper or Steered Settings. Without: strategy "
-                    "'steered', budget 6.",
-                ),
+                settings_input(),
             ],
             hidden=[io.Hidden.dynprompt, io.Hidden.unique_id],
             outputs=[
                 io.Latent.Output(display_name="latent"),
-                io.Latent.Output(display_name="baseline"),
-                Report.Output(display_name="report"),
-                io.Image.Output(display_name="candidates", tooltip=SHEET),
+                *run_outputs(),
             ],
         )
 

@@ -22,7 +22,6 @@ host did under "host"."""
 Run = io.Custom("TTRL_RUN")
 """Where a run is found by what it gave (:mod:`.runs`)."""
 
-SHEET = "The last candidates that were compared, each with its score."
 CATEGORY = "sampling/Flow-TTRL"
 ADVANCED = {"advanced": True}
 """As an input's ``extra_dict``: hidden until asked for, on hosts that know how."""
@@ -38,3 +37,41 @@ def as_images(pictures: Sequence) -> torch.Tensor:
 def schema(**fields) -> io.Schema:
     """``io.Schema`` without the fields that this host's version does not have."""
     return io.Schema(**{name: value for name, value in fields.items() if name in _KNOWN})
+
+
+def vae_input():
+    return io.Vae.Input("vae", tooltip="The model's VAE, to look ahead at images.")
+
+
+def reward_input():
+    return Reward.Input("reward", tooltip="What images are judged by.")
+
+
+def prompt_input():
+    return io.String.Input(
+        "prompt",
+        multiline=True,
+        default="",
+        tooltip="What the rewards look for. Empty: the text that 'positive' was made from.",
+    )
+
+
+def settings_input():
+    return Settings.Input(
+        "settings",
+        optional=True,
+        tooltip="From TTRL Search, Paper or Steered Settings. Without: strategy 'steered', "
+        "budget 6.",
+    )
+
+
+def run_outputs() -> list:
+    """What a run came to, beside its latent."""
+    return [
+        io.Latent.Output(display_name="baseline"),
+        Report.Output(display_name="report"),
+        io.Image.Output(
+            display_name="candidates",
+            tooltip="The last candidates that were compared, each with its score.",
+        ),
+    ]

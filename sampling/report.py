@@ -178,6 +178,7 @@ class SearchResult:
             "rewards": self.rewards.tolist(),
             "values": {name: value.tolist() for name, value in self.values.items()},
             "plain_rewards": None if plain is None else self.plain_rewards.tolist(),
+            "plain_values": {k: v[0].tolist() for k, v in plain.values.items()} if plain else None,
             "plain_calls": 0 if plain is None else plain.cost.calls,
             "kept_plain": self.kept_plain,
             "warnings": list(self.warnings),
@@ -205,6 +206,23 @@ def trouble(latents: Tensor, usual: Tensor) -> Iterator[str]:
             yield (
                 f"image {number} is {float(found / wanted):.3g} times as wide as usual and no "
                 "image any more: lower scale_factor, or guidance and patches that are at an extreme"
+            )
+
+
+def fallen_witnesses(result: SearchResult, weights: dict[str, float]) -> Iterator[str]:
+    """What a reward of weight 0 says of a search that raised the others: fell, or nothing.
+
+    A reward that drives is over-optimised where another of the kind falls while it rises.
+    """
+    plain = result.plain
+    if plain is None or not result.rewards.mean() > result.plain_rewards.mean():
+        return
+    for name, weight in weights.items():
+        before, after = (float(v[name].mean()) for v in (plain.values, result.values))
+        if weight == 0 and after < before:
+            yield (
+                f"{name}, which did not drive, fell from {before:.3f} to {after:.3f} while the "
+                "reward rose: look whether the image is better, or give it a weight"
             )
 
 

@@ -40,6 +40,13 @@ def test_the_plain_reward_shows():
     assert not np.array_equal(pixels(report), pixels(plain))
 
 
+def test_warnings_are_told_in_the_plot():
+    report = reported()
+    told = report | {"warnings": ["scorer, which did not drive, fell from 0.9 to 0.7"]}
+    assert not np.array_equal(pixels(report), pixels(told))
+    assert pixels(told).shape == pixels(report).shape
+
+
 def test_what_no_reward_could_judge_is_left_out():
     report = reported()
     for record in report["search_steps"]:

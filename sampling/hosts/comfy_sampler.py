@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..budget import plan
 from ..flow import Judge
-from ..report import SearchResult, StepEvent
+from ..report import SearchResult, StepEvent, fallen_witnesses
 from ..schedules import distinct_levels
 from ..search import search
 from ..settings import SearchSettings
@@ -33,7 +33,7 @@ from .comfy_memory import (
     watch_memory,
 )
 from .comfy_patches import patches
-from .comfy_prepare import prepare
+from .comfy_prepare import Prepared, prepare
 from .comfy_progress import Progress
 
 SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")
@@ -104,19 +104,56 @@ class SearchSampler:
         began = time.monotonic()
         # a click while the model was loading counts, one after an earlier run does not
         since, self._made = self._made or began, None
-        watch_memory(model.noise.device)
-        self.result = self.latents = self.plain = self.candidates = None
+        device = model.noise.device
+        watch_memory(device)
+        self.forget()
         self.judge.begin()
         flow = ComfyFlow(model, sigmas, extra_args, self.vae, self.judge)
-        base = flow.base_model
+        base, shape = flow.base_model, model.noise.shape
         self.check(base.current_patcher, model.latent_image, sigmas)
-        settings = self.settings
-        shape = model.noise.shape
-        if settings.micro_batch == 0:
-            settings = replace(settings, micro_batch=rows_at_once(shape, patch_of(base)))
+        settings = _sized(self.settings, base, shape)
         if KEY not in base.current_patcher.additional_models:  # a host's sampler loaded the model
             rows = _rows(settings, base.current_patcher, shape)
             load_beside(model.inner_model, self.vae, self.models, shape, rows)
+        prepared, progress = self._prepare(flow, settings, sigmas, callback)
+
+        def on_step(event: StepEvent) -> None:
+            shown = flow.take_shown()
+            if event.record and shown:
+                self.candidates = shown
+            progress.on_step(event)
+
+        found = search(
+            flow,
+            model.noise,
+            settings,
+            seed=extra_args.get("seed") or 0,
+            baseline=self.baseline,
+            on_step=on_step,
+            finish_now=lambda: self.finish_asked(since),
+        )
+        weights = self.judge.report()["weights"]
+        found = replace(found, warnings=(*found.warnings, *fallen_witnesses(found, weights)))
+        self.result = replace(found, settings=self.settings)
+        self.latents = _returned(base, sigmas, found.latents)
+        if found.plain is not None:
+            self.plain = _returned(base, sigmas, found.plain.latents)
+        rows_alone = 1 if flow.one_at_a_time else settings.micro_batch
+        self.host = {
+            "rows_at_once": flow.items if flow.items > 1 else rows_alone,
+            "ran_out_of_memory": flow.rationing.halved,
+            "peak_memory_gib": peak_memory(device),
+            **(prepared.report() if prepared else {}),
+            "verdict": progress.on_end(found, time.monotonic() - began),
+        }
+        if self.on_result is not None:
+            self.on_result(self)
+        return found.latents
+
+    def _prepare(
+        self, flow: ComfyFlow, settings: SearchSettings, sigmas: Tensor, callback
+    ) -> tuple[Prepared | None, Progress]:
+        """What is checked before the search, where there is one, and what counts the calls."""
         planned = plan(settings, sigmas.tolist())
         levels = distinct_levels(sigmas.tolist())
         plain_calls = len(levels) - 1 + (levels[-1] > 0)
@@ -124,7 +161,7 @@ class SearchSampler:
         prepared = prepare(flow, settings) if searches else None
         extra = (self.baseline or settings.keep_better) and not planned.makes_plain
         progress = Progress(
-            base.current_patcher,
+            flow.base_model.current_patcher,
             flow.items,
             planned.cost.calls + extra * plain_calls,
             prepared.calls if prepared else 0,
@@ -134,42 +171,18 @@ class SearchSampler:
         flow.on_call = progress.on_call
         if prepared:
             prepared.check()
-
-        def on_step(event: StepEvent) -> None:
-            shown = flow.take_shown()
-            if event.record and shown:
-                self.candidates = shown
-            progress.on_step(event)
-
-        self.result = search(
-            flow,
-            model.noise,
-            settings,
-            seed=extra_args.get("seed") or 0,
-            baseline=self.baseline,
-            on_step=on_step,
-            finish_now=lambda: self.finish_asked(since),
-        )
-        self.result = replace(self.result, settings=self.settings)
-        rows_alone = 1 if flow.one_at_a_time else settings.micro_batch
-        self.host = {
-            "rows_at_once": flow.items if flow.items > 1 else rows_alone,
-            "ran_out_of_memory": flow.rationing.halved,
-            "peak_memory_gib": peak_memory(model.noise.device),
-            **(prepared.report() if prepared else {}),
-        }
-        self.latents = _returned(base, sigmas, self.result.latents)
-        if self.result.plain is not None:
-            self.plain = _returned(base, sigmas, self.result.plain.latents)
-        self.host["verdict"] = progress.on_end(self.result, time.monotonic() - began)
-        returned = self.result.latents
-        if self.on_result is not None:
-            self.on_result(self)
-        return returned
+        return prepared, progress
 
     def forget(self) -> None:
         """Keep nothing of the last run: a SAMPLER stays in the host's cache."""
         self.result = self.latents = self.plain = self.candidates = None
+
+
+def _sized(settings: SearchSettings, base, shape) -> SearchSettings:
+    """``settings`` with the rows that run at once, where they leave that open."""
+    if settings.micro_batch:
+        return settings
+    return replace(settings, micro_batch=rows_at_once(shape, patch_of(base)))
 
 
 def _rows(settings: SearchSettings, patcher, shape) -> int:
@@ -220,10 +233,7 @@ def sample_latents(
         comfy.model_management.load_models_gpu(search_sampler.models)
     beside = model.clone()
     beside.set_additional_models(KEY, [search_sampler.vae.patcher, *search_sampler.models])
-    settings = search_sampler.settings
-    if settings.micro_batch == 0:
-        at_once = rows_at_once(image.shape, patch_of(model.model))
-        settings = replace(settings, micro_batch=at_once)
+    settings = _sized(search_sampler.settings, model.model, image.shape)
     reserve(beside, search_sampler.vae, _rows(settings, model, image.shape))
     guider = comfy.samplers.CFGGuider(beside)
     if negative is None:  # as the host's BasicGuider does

@@ -55,9 +55,11 @@ def whole_samples(run: Run, start: Tensor) -> Iterator[State]:
     What any strategy falls back to where the calls do not pay for a search of its kind.
     """
     count = max(1, run.calls // run.plain_calls)
-    state = State(start if count == 1 else run.start(run.fresh_noise(count)), 0)
-    for reached in run.onward(state.x, 0):
-        state = reached
+    # in calls of its own, as without a search: rows that share a call are rounded otherwise
+    groups = [start, run.start(run.fresh_noise(count))[1:]] if count > 1 else [start]
+    for reached in zip(*(run.onward(x, 0) for x in groups), strict=True):
+        x, denoised = (torch.cat([getattr(s, n) for s in reached]) for n in ("x", "denoised"))
+        state = State(x, reached[0].index, denoised=denoised)
         yield state
     state = run.finished(state)
     run.plain = state.of(slice(1))

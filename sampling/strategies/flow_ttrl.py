@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..run import Run
 from ..settings import Parameters, chosen, ranged
-from ..state import State
+from ..state import State, per_item, width
 from ..steps import LinearStep, largest_eta, sde_step
 from ..updates import Group, average_where_missing, cotangent
 from .common import whole_samples
@@ -27,9 +27,9 @@ class FlowTTRL(Parameters):
     """The paper's hyper-parameters under its names, at its demo's values for SD3.
 
     Mended: eta is capped where it would turn the update round and really ends at the second value
-    of ``noise_range``; scale_factor means the same at every resolution; the KL term carries its
-    1/h. ``clip`` alone has another value (published: 1e-4), since the published one leaves the
-    second iteration without a gradient.
+    of ``noise_range``; scale_factor means the same at every resolution, and no update is wider than
+    the step's noise; the KL term carries its 1/h. ``clip`` alone has another value (published:
+    1e-4), since the published one leaves the second iteration without a gradient.
 
     Attributes:
         group_size: candidates per search step (G), at least 2.
@@ -160,8 +160,17 @@ def _updated(
                 v_first = v[None]
                 group = _rollout(run, index, x, v, reference, v_reference, step, noise, settings)
             c = cotangent(group, mean, settings)
-            x = x - size * (step.on_x * c + step.on_v * pull(c) if pull else c)
+            x = x - _trusted(size * (step.on_x * c + step.on_v * pull(c) if pull else c), step.std)
     return x, v_first
+
+
+def _trusted(move: Tensor, std: float) -> Tensor:
+    """``move`` [B, ...] shortened to the width of the noise that the candidates were drawn with.
+
+    Beyond it they say nothing of the loss. The published step's length does not fall with the level
+    while that noise does, so that below a level of 0.1 (a low denoise) it would diverge.
+    """
+    return move * per_item((std / width(move)).clamp(max=1), move)
 
 
 @contextmanager

@@ -14,12 +14,15 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS, RUN_SECONDS = 180, 300
+FOLDER = "comfyui-flow-ttrl"
+"""What README's clone names the pack's folder."""
 
 
 def pytest_collection_modifyitems(config, items):
@@ -199,25 +202,34 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(home, python, tmp_path_factory):
-    """A running server; started once, ended by its process id."""
+    """A running server; started once."""
+    with started(home, python, tmp_path_factory.mktemp("comfyui"), FOLDER) as running:
+        yield running
+
+
+@contextmanager
+def started(
+    home: Path, python: str, base: Path, folder: str, *flags: str, device: tuple = ("--cpu",)
+):
+    """A server of its own that finds the pack as ``custom_nodes/<folder>``; ended by its id."""
     import requests
 
-    base = tmp_path_factory.mktemp("comfyui")
-    for folder in ("custom_nodes", "models", "input", "output", "temp", "user"):
-        (base / folder).mkdir()
-    (base / "custom_nodes" / "flow-ttrl").symlink_to(ROOT)
-    (base / "elsewhere").mkdir()
+    for name in ("custom_nodes", "models", "input", "output", "temp", "user", "elsewhere"):
+        (base / name).mkdir(exist_ok=True)
+    (base / "custom_nodes" / folder).symlink_to(ROOT)
+    of_tests = Path(__file__).parent / "random_conditioning"
+    (base / "custom_nodes" / of_tests.name).symlink_to(of_tests)
     shutil.copy(home / "input" / "example.png", base / "input" / "example.png")
     mapped = f"own:\n    base_path: {base}\n    reward_models: elsewhere\n"
     (base / "extra_model_paths.yaml").write_text(mapped)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [python, str(home / "main.py"), "--cpu", "--listen", "127.0.0.1"]
+    command = [python, str(home / "main.py"), *device, "--listen", "127.0.0.1"]
     command += ["--port", str(port), "--base-directory", str(base), "--disable-api-nodes"]
     command += ["--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb"]
     command += ["--disable-auto-launch", "--cache-classic"]
-    command += ["--extra-model-paths-config", str(base / "extra_model_paths.yaml")]
+    command += ["--extra-model-paths-config", str(base / "extra_model_paths.yaml"), *flags]
     log_path = base / "server.log"
     with log_path.open("w") as log:
         process = subprocess.Popen(  # noqa: S603

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 PROMPT = "a red circle left of a blue square"
 
 
@@ -13,6 +16,12 @@ def demo(architecture: str = "sd3", prompt: str = PROMPT, batch: int = 1) -> dic
         "negative": node("CLIPTextEncode", clip=["model", 1], text=""),
         "latent": node("EmptySD3LatentImage", width=96, height=96, batch_size=batch),
     }
+
+
+def api_form(name: str) -> dict:
+    """A workflow of the pack in API form, as the browser tests exported it."""
+    path = Path(__file__).parent / "workflows_api" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def node(class_type: str, **inputs) -> dict:

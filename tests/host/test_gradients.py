@@ -1,8 +1,10 @@
-"""Gradients through the host's own SD3 and FLUX networks (``scripts/gradients.py`` measures)."""
+"""Gradients through the host's own networks (``scripts/gradients.py`` measures)."""
 
 import pytest
 
-MODELS = ["sd3", "sd3_float8", "flux"]
+MODELS = [
+    f"{name}{form}" for name in ("sd3", "flux", "qwen_image", "z_image") for form in ("", "_float8")
+]
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +19,8 @@ def test_gradient_agrees_with_finite_differences(measured, model):
 
 def test_both_prompts_share_a_batch(measured):
     """Two latents, and with guidance two prompts: what the finite differences are of."""
-    assert measured["sd3"]["batch"] == 4
-    assert measured["flux"]["batch"] == 2
+    assert measured["sd3"]["batch"] == measured["qwen_image"]["batch"] == 4
+    assert measured["flux"]["batch"] == measured["z_image"]["batch"] == 2
 
 
 @pytest.mark.parametrize("model", MODELS)

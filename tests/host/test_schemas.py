@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from conftest import FOLDER
 
 from flow_ttrl.sampling.strategies.flow_ttrl import FlowTTRL
 from flow_ttrl.sampling.strategies.steered import Steered
@@ -68,7 +69,7 @@ def test_widgets_have_the_ranges_that_settings_accept(ours, node, kind):
 def test_every_node_has_a_help_page_in_two_languages(server, ours):
     for name in ours:
         for page in (f"{name}.md", f"{name}/zh.md"):
-            text = server.get(f"/extensions/flow-ttrl/docs/{page}").text
+            text = server.get(f"/extensions/{FOLDER}/docs/{page}").text
             assert text.startswith("# "), page
 
 

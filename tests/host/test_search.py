@@ -9,6 +9,7 @@ import time
 import graphs
 import pytest
 import torch
+from conftest import FOLDER
 
 STEPS = 10
 ARCHITECTURES = {"sd3": 3.0, "flux": 1.0}
@@ -24,6 +25,7 @@ NODES = (
     "RewardPlot",
     "Sampler",
     "RunResult",
+    "SaveImage",
 )
 ROUNDING = 5e-3
 """Of latents, whose standard deviation is about 1, after some steps in batches of another size."""
@@ -70,7 +72,7 @@ def strategies(server) -> list[str]:
 
 def test_pack_loads_without_a_complaint(server):
     log = server.log.read_text()
-    assert "flow-ttrl" in log
+    assert FOLDER in log
     assert "IMPORT FAILED" not in log
 
 

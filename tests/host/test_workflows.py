@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import FOLDER
+from graphs import api_form
 from graphs import node as node_
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -13,16 +15,11 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 DEMO = "01_demo_no_downloads"
 
 
-def api_form(name: str) -> dict:
-    path = Path(__file__).parent / "workflows_api" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def test_template_browser_lists_every_workflow_with_its_picture(server):
-    listed = server.get("/workflow_templates").json()["flow-ttrl"]
+    listed = server.get("/workflow_templates").json()[FOLDER]
     assert sorted(listed) == [path.stem for path in WORKFLOWS]
     for name in listed:
-        address = f"/api/workflow_templates/flow-ttrl/{name}"
+        address = f"/api/workflow_templates/{FOLDER}/{name}"
         assert server.get(f"{address}.json").json()["nodes"]
         assert server.get(f"{address}.jpg").content[:3] == b"\xff\xd8\xff"
 

@@ -20,7 +20,15 @@ from probes import (
     spy_on_losses,
 )
 
-from flow_ttrl.sampling import STRATEGIES, Cost, make_settings, plan, sample, search
+from flow_ttrl.sampling import (
+    STRATEGIES,
+    Cost,
+    make_settings,
+    plan,
+    sample,
+    search,
+    shifted_sigmas,
+)
 from flow_ttrl.sampling.objectives import advantages
 from flow_ttrl.sampling.steps import log_prob, sde_step
 from flow_ttrl.sampling.strategies.flow_ttrl import FlowTTRL
@@ -437,6 +445,31 @@ def test_fault_11_plain_sampling_keeps_no_graph():
     flow = Weighted(GaussianWorld(8, steps=4))
     assert not sample(flow, flow.flow.noise()).requires_grad
     assert flow.graphs == 0
+
+
+@pytest.mark.parametrize("scale", [500.0, 1e9])
+@pytest.mark.parametrize("top", [0.1, 0.03, 0.01])
+def test_fault_12_an_update_is_no_wider_than_the_steps_noise(top, scale):
+    """At a low denoise, and at any scale_factor: no divergence, and it still gains."""
+    world = GaussianWorld(16, sigmas=torch.linspace(top, 0, 11).tolist())
+    x = world.noise(2)
+    for record, index, _, moved in traced(world, x[:1], published(scale_factor=scale)):
+        if index:  # before the first step stands the noise, not the start that it made
+            std = step_of(record, index, world.sigmas).std
+            assert moved.square().mean().sqrt() <= 2 * std * (1 + 1e-4)  # two updates a step
+    result = search(world, x, published(scale_factor=scale), baseline=True)
+    wider = result.latents.std() / result.plain.latents.std()
+    assert 1 <= wider < 1.5
+    assert (result.rewards > result.plain_rewards).all()
+
+
+def test_fault_12_published_settings_never_meet_the_limit():
+    """From noise, at the schedules that people use: the updates are the published ones."""
+    for shift in (1.0, 3.0):
+        world = GaussianWorld(16, sigmas=shifted_sigmas(20, shift).tolist())
+        for record, index, _, moved in traced(world, world.noise(), published()):
+            std = step_of(record, index, world.sigmas).std
+            assert moved.square().mean().sqrt() < std
 
 
 def test_advantages_are_group_relative():

@@ -1,5 +1,7 @@
 """The plain sample beside the search: kept where it is better, made alike, and counted apart."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from probes import EACH, Rewarded, Telling, Wrapped
@@ -14,6 +16,7 @@ from flow_ttrl.sampling import (
     search,
     shifted_sigmas,
 )
+from flow_ttrl.sampling.report import fallen_witnesses
 from flow_ttrl.world.gaussian import REWARDS, GaussianWorld
 
 
@@ -28,6 +31,23 @@ class Misled(Wrapped):
         values = super().score(images, item)
         true = torch.stack([(self.plain == image).all((1, 2, 3)).any() for image in images])
         return {name: torch.where(true, value, value - 100) for name, value in values.items()}
+
+
+class Crowded(Wrapped):
+    """A flow whose answer depends on the rows of a call, as rounding does."""
+
+    def velocity(self, x, sigma, item):
+        return super().velocity(x, sigma, item) + 1e-3 * len(x)
+
+
+@EACH
+@pytest.mark.parametrize("budget", [1.0, 3.0])
+def test_the_plain_sample_is_sampled_as_without_a_search(strategy, budget):
+    """Bit for bit, also where the strategy makes it on its way."""
+    flow = Crowded(GaussianWorld(8, steps=4))
+    x = flow.flow.noise(2)
+    result = search(flow, x, make_settings(strategy, budget=budget), baseline=True)
+    assert torch.equal(result.plain.latents, sample(flow, x))
 
 
 @EACH
@@ -151,3 +171,24 @@ def test_a_plain_sample_of_the_strategy_counts_once_among_what_was_seen(mode):
     )
     assert torch.equal(alone.rewards, beside.rewards)
     assert torch.equal(alone.latents, beside.latents)
+
+
+def test_a_witness_that_falls_while_the_driver_rises_is_named():
+    """One of weight 0 alone, and only where the search raised what drove it."""
+    world = GaussianWorld(8, steps=6)
+    result = search(world, world.noise(2), make_settings("best_of_n", budget=3.0))
+    (driver,) = result.values
+    up, down = torch.full((2,), 0.9), torch.full((2,), 0.1)
+    plain = replace(result.plain, values={driver: down[None], "witness": up[None]})
+    rose = replace(
+        result, rewards=up, plain_rewards=down, plain=plain, values={driver: up, "witness": down}
+    )
+    (told,) = fallen_witnesses(rose, {driver: 1.0, "witness": 0.0})
+    assert told.startswith("witness")
+    assert "0.900 to 0.100" in told
+    assert not [*fallen_witnesses(rose, {driver: 1.0, "witness": 0.5})]
+    fell = replace(rose, rewards=down, plain_rewards=up)
+    assert not [*fallen_witnesses(fell, {driver: 1.0, "witness": 0.0})]
+    alike = replace(rose, plain=replace(plain, values={driver: down[None], "witness": down[None]}))
+    assert not [*fallen_witnesses(alike, {driver: 1.0, "witness": 0.0})]
+    assert not [*fallen_witnesses(replace(rose, plain=None), {driver: 1.0, "witness": 0.0})]

@@ -18,7 +18,7 @@ function addFinish(node) {
   button.tooltip = "End the running search before its budget is spent.";
 }
 
-app.registerExtension({
+const extension = {
   name: "flow_ttrl",
   setup() {
     Object.assign(app.canvas.default_connection_color_byType ?? {}, COLOURS);
@@ -27,4 +27,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (SEARCHES.has(node.comfyClass)) addFinish(node);
   },
-});
+};
+
+// The host serves this file under the folder's name and the project's, which may be two.
+if (!app.extensions?.some(({ name }) => name === extension.name)) app.registerExtension(extension);

@@ -1,9 +1,9 @@
 """Gradients through real host models, as a node asks for them. Prints one JSON object.
 
-    COMFYUI_PATH=... <the host's python> gradients.py [sd3] [sd3_float8] [flux] [rope]
+    COMFYUI_PATH=... <the host's python> gradients.py [sd3] [sd3_float8] [flux] ... [rope]
 
-Small SD3 and FLUX networks with random weights (no gate is zero) run through the host's own guider
-and sampler under ``torch.inference_mode``; SD3 with guidance, so that both prompts share a batch.
+Small networks with random weights (no gate is zero) run through the host's own guider and sampler
+under ``torch.inference_mode``; SD3 with guidance, so that both prompts share a batch.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ import sys
 import types
 from pathlib import Path
 
-CASES = sys.argv[1:] or ["sd3", "sd3_float8", "flux", "rope"]
+CASES = sys.argv[1:]
+"""Models, and "rope"; none: all."""
 sys.argv[1:] = ["--cpu"]
 sys.path.insert(0, os.environ["COMFYUI_PATH"])
 
@@ -72,6 +73,35 @@ FLUX = {
     "yak_mlp": False,
     "txt_norm": False,
 }
+QWEN_IMAGE = {
+    "image_model": "qwen_image",
+    "num_layers": 2,
+    "attention_head_dim": 64,
+    "num_attention_heads": 3,
+    "joint_attention_dim": 96,
+    "axes_dims_rope": (16, 24, 24),
+}
+Z_IMAGE = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 384,
+    "cap_feat_dim": 96,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "qk_norm": True,
+    "n_heads": 6,
+    "n_kv_heads": 6,
+    "axes_dims": [16, 24, 24],
+    "axes_lens": [1536, 512, 512],
+    "rope_theta": 256.0,
+    "ffn_dim_multiplier": 8.0 / 3.0,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}
+VIDEO = {"qwen_image"}
+"""Networks whose latents have a frame."""
 
 
 def load_pack(name: str):
@@ -111,8 +141,11 @@ def build(config_class, unet_config: dict, storage: torch.dtype = torch.float32)
     return patcher_class(model.eval(), load_device=cpu, offload_device=cpu)
 
 
-def sample_with(patcher, cfg: float, sampler_function) -> dict:
-    """Run ``sampler_function(model, x, sigma, extra_args)`` where a node's sampler would run."""
+def sample_with(patcher, cfg: float, sampler_function, shape: tuple) -> dict:
+    """Run ``sampler_function(model, x, sigma, extra_args)`` where a node's sampler would run.
+
+    On latents of ``shape``.
+    """
     draws = torch.Generator().manual_seed(2)
 
     def prompt():
@@ -133,7 +166,7 @@ def sample_with(patcher, cfg: float, sampler_function) -> dict:
     guider = comfy.samplers.CFGGuider(patcher)
     guider.set_conds(prompt(), prompt())
     guider.set_cfg(cfg)
-    noise = torch.randn(BATCH, 16, SIDE, SIDE, generator=draws)
+    noise = torch.randn(shape, generator=draws)
     guider.sample(
         noise,
         torch.zeros_like(noise),
@@ -372,21 +405,24 @@ def note_nothing(tensor):
 
 @contextlib.contextmanager
 def streamed_weights(network):
-    """Hand out every weight through one buffer that the next request overwrites.
+    """Hand out every weight through two buffers in turn, which later requests overwrite.
 
-    So do the host's low-VRAM and dynamic VRAM paths; like theirs, each weight is a new tensor on
-    the buffer, so that autograd's version counters see nothing.
+    So do the host's low-VRAM and dynamic VRAM paths (a network may take two weights at once, as
+    Z-Image's norms of queries and keys); like theirs, each weight is a new tensor on the buffer, so
+    that autograd's version counters see nothing.
     """
     layers = [layer for layer in network.modules() if hasattr(layer, "comfy_cast_weights")]
     with torch.inference_mode(False):
-        buffer = torch.zeros(max(2 * w.numel() for layer in layers for w in layer.parameters()))
+        size = max(2 * w.numel() for layer in layers for w in layer.parameters())
+        buffers = [torch.zeros(size), torch.zeros(size)]
     original = comfy.ops.cast_bias_weight
 
     def overwrite():
         with torch.no_grad(), torch.inference_mode(False):
-            pack.alias(buffer).fill_(torch.nan)
+            for buffer in buffers:
+                pack.alias(buffer).fill_(torch.nan)
 
-    def lent(tensor, start):
+    def lent(tensor, buffer, start):
         with torch.no_grad(), torch.inference_mode(False), torch._C.DisableTorchFunction():
             part = pack.alias(buffer[start : start + tensor.numel()].view(tensor.shape))
             part.copy_(tensor)
@@ -394,8 +430,9 @@ def streamed_weights(network):
 
     def cast_bias_weight(layer, *args, offloadable=False, **kwargs):
         weight, bias, *stream = original(layer, *args, offloadable=offloadable, **kwargs)
-        weight = lent(weight, 0)
-        bias = bias if bias is None else lent(bias, weight.numel())
+        buffers.reverse()
+        weight = lent(weight, buffers[0], 0)
+        bias = bias if bias is None else lent(bias, buffers[0], weight.numel())
         return (weight, bias, *stream)
 
     try:
@@ -458,17 +495,26 @@ def rope_formulas() -> dict:
 
 def main() -> dict:
     torch.set_num_threads(1)
-    report = {"rope": rope_formulas()} if "rope" in CASES else {}
+    report = {"rope": rope_formulas()} if not CASES or "rope" in CASES else {}
+    float8 = torch.float8_e4m3fn
+    known = comfy.supported_models
     models = {
-        "sd3": (comfy.supported_models.SD3, SD3, torch.float32, GUIDANCE),
-        "sd3_float8": (comfy.supported_models.SD3, SD3, torch.float8_e4m3fn, GUIDANCE),
-        "flux": (comfy.supported_models.Flux, FLUX, torch.float32, 1.0),
+        "sd3": (known.SD3, SD3, torch.float32, GUIDANCE),
+        "sd3_float8": (known.SD3, SD3, float8, GUIDANCE),
+        "flux": (known.Flux, FLUX, torch.float32, 1.0),
+        "flux_float8": (known.Flux, FLUX, float8, 1.0),
+        "qwen_image": (known.QwenImage, QWEN_IMAGE, torch.float32, GUIDANCE),
+        "qwen_image_float8": (known.QwenImage, QWEN_IMAGE, float8, GUIDANCE),
+        "z_image": (known.ZImage, Z_IMAGE, torch.float32, 1.0),
+        "z_image_float8": (known.ZImage, Z_IMAGE, float8, 1.0),
     }
     with torch.inference_mode():
         for name, (config_class, unet_config, storage, cfg) in models.items():
-            if name in CASES:
+            if not CASES or name in CASES:
                 patcher = build(config_class, unet_config, storage)
-                report[name] = sample_with(patcher, cfg, measure)
+                frames = [1] if name.removesuffix("_float8") in VIDEO else []
+                shape = (BATCH, 16, *frames, SIDE, SIDE)
+                report[name] = sample_with(patcher, cfg, measure, shape)
     return report
 
 
