@@ -17,7 +17,7 @@ from ..sampling import SearchSettings
 from ..sampling.strategies.flow_ttrl import FlowTTRL
 from .options import add_json, add_models, add_search, folders, positive, search_settings
 
-SPELLINGS = {"rl_iterations": ("--RL_interation_num",)}
+SPELLINGS = {"rl_iterations": ("--RL_interation_num",), "clip": ("--clip_range",)}
 """Names of the paper's code for parameters that have another here."""
 
 
@@ -36,7 +36,9 @@ def add_to(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="one a line, or JSON a line: prompt, negative, seed, size, name",
     )
-    prompts.add_argument("--negative", help="negative prompt")
+    prompts.add_argument(
+        "--negative", help="negative prompt; FLUX heeds it with --call '{\"true_cfg_scale\": 3}'"
+    )
     prompts.add_argument("--seed", type=int, default=0, help="of a prompt's first image; default 0")
     prompts.add_argument("--images", type=positive, default=1, help="of every prompt; default 1")
     search = command.add_argument_group("search")

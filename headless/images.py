@@ -48,8 +48,8 @@ def read_made(path: Path) -> dict:
     """
     try:
         with Image.open(path) as opened:
-            opened.load()
-            text = getattr(opened, "text", {}).get(KEY)
+            text = opened.info.get(KEY)
+            opened.verify()
     except FileNotFoundError:
         raise FileNotFoundError(f"expected an image at {path}, got no such file") from None
     except (UnidentifiedImageError, OSError, SyntaxError) as error:

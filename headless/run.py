@@ -33,6 +33,18 @@ from .models import (
 )
 
 PIPELINES = {"sd3": diffusers.StableDiffusion3Pipeline, "flux": diffusers.FluxPipeline}
+OWN_ARGUMENTS = (
+    "prompt",
+    "negative_prompt",
+    "height",
+    "width",
+    "generator",
+    "latents",
+    "num_images_per_prompt",
+    "output_type",
+    "return_dict",
+)
+"""Of a pipeline's call: what a job says, and how one image comes out of it."""
 USUAL_PIXELS = 1024 * 1024
 """Of an image whose size is the model's own, for the room that it takes."""
 
@@ -78,6 +90,12 @@ def check(recipe: Recipe, machine: Machine, folders: Sequence[Path], jobs: Seque
     """Raise for what can be known to be wrong before anything is loaded."""
     family = check_model(recipe.model, machine)
     arguments_of(PIPELINES[family], recipe.call)
+    own = [name for name in recipe.call if name in OWN_ARGUMENTS or "callback" in name]
+    if own:
+        raise ValueError(
+            f"expected arguments that a job does not set itself, got {', '.join(own)}; use the "
+            "options for them, or leave them out"
+        )
     if recipe.decoder:
         check_decoder(recipe.decoder)
     others = others_of(recipe.model)

@@ -206,6 +206,8 @@ def write_bad(folder: Path) -> None:
     (folder / "file").write_text("no folder")
     (folder / "notes.png").write_text("no image")
     Image.new("RGB", (8, 8)).save(folder / "photo.png")
+    Image.effect_noise((64, 64), 50).save(folder / "cut.png")
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:2000])
 
 
 HERE = ["--model", "tiny-sd3", "--prompt", "a red circle"]
@@ -239,7 +241,9 @@ BAD = [
     ([*HERE, "--quantize", "bnb4", "--device", "cpu"], "expected a GPU for quantize bnb4"),
     ([*HERE, "--tiny-decoder", "me/nothing"], "expected a tiny decoder"),
     ([*HERE, "--call", '{"promt": 1}'], "expected arguments of StableDiffusion3Pipeline's call"),
+    ([*HERE, "--call", '{"output_type": "latent"}'], "does not set itself, got output_type"),
     (["--from-image", "FOLDER/notes.png"], "expected a whole image"),
+    (["--from-image", "FOLDER/cut.png"], "expected a whole image"),
     (["--from-image", "FOLDER/photo.png", *HERE], "expected --from-image without a model"),
     (["--from-image", "FOLDER/photo.png"], "expected an image made by flow-ttrl generate"),
 ]
