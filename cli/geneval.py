@@ -9,8 +9,9 @@ from pathlib import Path
 from ..headless.geneval import RESULTS, geneval_jobs, read_metadata, verdicts, write_metadata
 from ..headless.run import Recipe, check, run
 from ..sampling import SearchSettings, make_settings
-from .generate import add_images, add_run, engine_of, machine_of, recipe_of
-from .options import add_search, folders, positive, search_settings
+from .options import folders, positive
+from .pipelines import add_images, add_run, engine_of, machine_of, recipe_of
+from .published import add_settings, made_settings
 
 USUAL_STEPS = 28
 """Of both pipelines' calls where nothing is said."""
@@ -29,16 +30,16 @@ def add_to(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="of a prompt's first image; default 0")
     command.add_argument("--first", type=positive, metavar="N", help="only the first N prompts")
     add_images(command)
-    add_search(command)
+    add_settings(command)
     add_run(command)
 
 
 def _geneval(args) -> tuple[dict, str]:
     machine, places = machine_of(args), folders(args)
     prompts = read_metadata(args.metadata)[: args.first]
-    jobs = geneval_jobs(prompts, args.images, args.seed)
+    jobs = geneval_jobs(prompts, args.images, args.seed, args.size)
     engine = engine_of(args)
-    recipe = recipe_of(args, search_settings(args), baseline=False)
+    recipe = recipe_of(args, made_settings(args), baseline=False)
     recipes = {
         name: replace(recipe, settings=settings) for name, settings in _methods(recipe).items()
     }

@@ -46,10 +46,12 @@ def read_metadata(path: Path) -> list[dict]:
     return found
 
 
-def geneval_jobs(prompts: Sequence[dict], images: int, seed: int) -> list[Job]:
+def geneval_jobs(
+    prompts: Sequence[dict], images: int, seed: int, size: tuple[int, int] | None = None
+) -> list[Job]:
     """``images`` of each prompt, from seeds that follow each other."""
     return [
-        Job(f"{number:05d}/samples/{image:04d}", one["prompt"], seed + image)
+        Job(f"{number:05d}/samples/{image:04d}", one["prompt"], seed + image, size=size)
         for number, one in enumerate(prompts)
         for image in range(images)
     ]
