@@ -12,6 +12,8 @@ import sys
 from contextlib import redirect_stdout
 from importlib import import_module
 
+from ..console import write
+
 COMMANDS = {
     "demo": "the embedded tiny world, before and after the search",
     "generate": "images by FLUX.1, SD3.5 or the tiny world",
@@ -36,15 +38,17 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(argv)
         with redirect_stdout(sys.stderr):  # whatever a library has to say
             answer, table = args.run(args)
-    except ModuleNotFoundError as error:
-        sys.stderr.write(
-            f"flow-ttrl: expected the package {error.name}, got none; run: pip install "
-            f"{error.name}\n"
-        )
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        told = str(error) or type(error).__name__
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            told = f"expected the package {error.name}, got none; run: pip install {error.name}"
+        write(sys.stderr, f"flow-ttrl: {told}")
         return 2
-    except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"flow-ttrl: {error}\n")
-        return 2
-    sys.stdout.write(json.dumps(answer, indent=1) if args.json else table)
-    sys.stdout.write("\n")
-    return 0
+    except KeyboardInterrupt:
+        return 130
+    failed = answer.get("failed", [])
+    for lost in failed:
+        write(sys.stderr, f"flow-ttrl: {lost['error']}")
+    if args.json or table:
+        write(sys.stdout, json.dumps(answer, indent=1) if args.json else table)
+    return 2 if failed else 0

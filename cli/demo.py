@@ -6,6 +6,7 @@ import argparse
 import random
 from pathlib import Path
 
+from ..rewards.files import given_path
 from .options import add_json, add_search, add_steps, search_settings
 
 
@@ -16,7 +17,9 @@ def add_to(command: argparse.ArgumentParser) -> None:
     command.add_argument("--arch", choices=("sd3", "flux"), default="sd3", help="default: sd3")
     command.add_argument("--reward", choices=("verifier", "scorer"), default="verifier")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--out", type=Path, default=Path("out"), help="folder of the demo's files")
+    command.add_argument(
+        "--out", type=given_path, default=Path("out"), help="folder of the demo's files"
+    )
     add_search(command)
     add_steps(command)
     add_json(command)

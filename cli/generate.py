@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ..headless.jobs import Job, jobs_of
 from ..headless.run import check, from_image, run
+from ..rewards.files import given_path
 from .options import folders, positive
 from .pipelines import add_images, add_run, engine_of, machine_of, recipe_of
 from .published import add_settings, made_settings
@@ -17,13 +17,16 @@ def add_to(command: argparse.ArgumentParser) -> None:
     add_images(command)
     add_run(command)
     command.add_argument(
-        "--from-image", type=Path, metavar="FILE", help="make this image again, of what it says"
+        "--from-image",
+        type=given_path,
+        metavar="FILE",
+        help="make this image again, of what it says",
     )
     prompts = command.add_argument_group("prompts")
     prompts.add_argument("--prompt", action="append", default=[], help="as often as you like")
     prompts.add_argument(
         "--prompts",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help="one a line, or JSON a line: prompt, negative, seed, size, name",
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 from ..headless.geneval import RESULTS, geneval_jobs, read_metadata, verdicts, write_metadata
 from ..headless.run import Recipe, check, run
+from ..rewards.files import given_path
 from ..sampling import SearchSettings, make_settings
 from .options import folders, positive
 from .pipelines import add_images, add_run, engine_of, machine_of, recipe_of
@@ -21,7 +21,7 @@ def add_to(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_geneval)
     command.add_argument(
         "--metadata",
-        type=Path,
+        type=given_path,
         required=True,
         metavar="FILE",
         help="GenEval's own evaluation_metadata.jsonl",

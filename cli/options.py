@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..rewards import default_folders
+from ..rewards.files import given_path
 from ..sampling import STRATEGIES, SearchSettings, make_settings, settings_from_json
 
 
@@ -21,7 +22,10 @@ def add_search(command: argparse.ArgumentParser) -> None:
         help="what the search may cost, in times a plain sample; default: 6",
     )
     command.add_argument(
-        "--settings", type=Path, metavar="FILE", help="JSON of settings, or a report with them"
+        "--settings",
+        type=given_path,
+        metavar="FILE",
+        help="JSON of settings, or a report with them",
     )
 
 
@@ -33,7 +37,7 @@ def add_models(command: argparse.ArgumentParser) -> None:
     """Where reward models are; :func:`folders` reads it."""
     command.add_argument(
         "--models",
-        type=Path,
+        type=given_path,
         action="append",
         metavar="DIR",
         help="folder of reward models, before others; default: FLOW_TTRL_MODELS, or ComfyUI's "

@@ -11,6 +11,7 @@ from ..headless.jobs import parse_size
 from ..headless.models import DTYPES, OFFLOAD, QUANTIZE, TINY, Machine, Model
 from ..headless.run import Engine, Recipe, here, others_of
 from ..rewards import MODES
+from ..rewards.files import given_path
 from ..rewards.loading import weights_of
 from ..sampling import SearchSettings
 from ..world.diffusers import GUIDANCE as WORLD_GUIDANCE
@@ -48,7 +49,7 @@ def add_images(command: argparse.ArgumentParser) -> None:
 def add_run(command: argparse.ArgumentParser) -> None:
     """Where it runs and where the images go."""
     run = command.add_argument_group("run")
-    run.add_argument("--out", type=Path, default=Path("out"), help="folder; default: out")
+    run.add_argument("--out", type=given_path, default=Path("out"), help="folder; default: out")
     run.add_argument("--device", default="auto", help="such as cpu or cuda:1; default: auto")
     run.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     run.add_argument("--quantize", choices=QUANTIZE, default="none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..rewards import CATALOGUE
+from ..rewards.recommend import recommend
 from .options import add_json, add_models, folders
 
 
@@ -20,7 +21,7 @@ def _rewards(args) -> tuple[dict, str]:
     if args.download:
         from ..rewards.download import download
 
-        fetched = download(args.download, places[0])
+        fetched = download(args.download, places[0], others=places[1:])
         answer = {"downloaded": [str(path) for path in fetched]}
         return answer, "\n".join(answer["downloaded"]) or f"{args.download}: nothing is missing"
     rows = {
@@ -29,7 +30,11 @@ def _rewards(args) -> tuple[dict, str]:
             "ready": not item.lacks(places),
             "lacks": item.lacks(places),
             "files": [str(file.find(places) or "") for file in item.files],
-            "odd": [told for file in item.files if (told := file.odd(places))],
+            "odd": [
+                told
+                for file in item.files
+                if (found := file.find(places)) and (told := file.doubt(found))
+            ],
         }
         for name, item in CATALOGUE.items()
     }
@@ -39,4 +44,7 @@ def _rewards(args) -> tuple[dict, str]:
         lines.append(f"{name:{width}}  {'ready  ' if row['ready'] else 'missing'}  {row['about']}")
         lines += [f"{'':{width}}           needs {what}" for what in row["lacks"]]
         lines += [f"{'':{width}}           but {what}" for what in row["odd"]]
-    return {"folders": [str(folder) for folder in places], "rewards": rows}, "\n".join(lines)
+    first = recommend(places)
+    lines += ["", f"to begin with: {first.reward or 'none'} ({first.why})", f"    {first.command}"]
+    answer = {"folders": [str(folder) for folder in places], "rewards": rows}
+    return answer | {"recommended": first.report()}, "\n".join(lines)

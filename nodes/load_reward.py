@@ -75,7 +75,7 @@ class LoadReward(io.ComfyNode):
                 io.String.Input(
                     "text",
                     default="",
-                    tooltip="For ocr: the text to be read. Empty: the prompt's first text in "
+                    tooltip="For ocr: the text to be read. Empty: all that the prompt has in "
                     "double quotes.",
                 ),
                 io.Combo.Input(

@@ -113,7 +113,7 @@ class RewardScorer(io.ComfyNode):
         prompts = _lines(prompt, len(images)) if one_prompt_per_line else [prompt]
         images = images[..., :3]
         scores = reward.score(images, prompts)
-        table, annotated = _table(scores), _annotated(images, scores)
+        table, annotated = _table(scores, reward.notes), _annotated(images, scores)
         best = scores.ranking[0]
         return io.NodeOutput(
             table,
@@ -141,15 +141,15 @@ def _lines(text: str, images: int) -> list[str]:
     return lines
 
 
-def _table(scores: Scores) -> str:
-    """A line per image, best first: its number, the total and every reward by name."""
+def _table(scores: Scores, notes: list[str]) -> str:
+    """A line per image, best first: its number, the total and every reward by name; then notes."""
     columns = {"total": scores.total, **scores.values}
     widths = {name: max(len(name), 7) for name in columns}
     lines = ["  ".join(["rank", "image", *(n.rjust(w) for n, w in widths.items())])]
     for rank, index in enumerate(scores.ranking, 1):
         values = (f"{columns[n][index].item():.3f}".rjust(w) for n, w in widths.items())
         lines.append("  ".join([f"{rank:4d}", f"{index:5d}", *values]))
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 
 def _annotated(images: torch.Tensor, scores: Scores) -> torch.Tensor:

@@ -130,8 +130,8 @@ class SDELatentSearch(io.ComfyNode):
         negative=None,
         settings: SearchSettings | None = None,
     ) -> io.NodeOutput:
-        from ..sampling.hosts.comfy_checks import check_model, check_vae
-        from ..sampling.hosts.comfy_sampler import SearchSampler, plain_latents, sample_latents
+        from ..sampling.hosts.comfy_ksampler import check_inputs, plain_latents, sample_latents
+        from ..sampling.hosts.comfy_sampler import SearchSampler
 
         settings = settings or make_settings()
         check_target(settings, reward)
@@ -140,8 +140,8 @@ class SDELatentSearch(io.ComfyNode):
                 f"expected a negative conditioning for cfg {cfg:g}, got none; wire one (an empty "
                 "text will do), or set cfg to 1"
             )
-        check_model(model)
-        check_vae(model, vae)
+        schedule = {"steps": steps, "scheduler": scheduler, "denoise": denoise}
+        check_inputs(model, vae, latent_image, settings, **schedule)
         text = judged_text(prompt, cls.hidden.dynprompt, cls.hidden.unique_id, reward.needs_prompt)
         judge = judge_of(reward, text)
         sampler = SearchSampler(
@@ -159,10 +159,8 @@ class SDELatentSearch(io.ComfyNode):
             latent_image,
             sampler,
             seed=seed,
-            steps=steps,
             cfg=cfg,
-            scheduler=scheduler,
-            denoise=denoise,
+            **schedule,
         )
         plain = plain_latents(searched, sampler) if baseline else ExecutionBlocker(None)
         if sampler.result is None:  # denoise 0

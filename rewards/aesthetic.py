@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from .base import Reward, check_images
-from .checkpoints import Checkpoint, empty, fill
+from .base import Reward
+from .checkpoints import Checkpoint, empty, fill, sizes
 from .networks import Head, ImageTower, Place
 from .preprocess import squashed_pixels
 
@@ -44,7 +44,7 @@ def load_head(path: Path, prefix: str, width: int, dropouts: int) -> Head:
                 layers.append(nn.Identity())
         return nn.ModuleDict({prefix: layers})
 
-    return fill(empty(build), Checkpoint(path).tensors(), path)[prefix]
+    return fill(empty(build, path), Checkpoint(path).tensors(), path)[prefix]
 
 
 class SiglipVision(nn.Module):
@@ -74,8 +74,7 @@ class Aesthetic(Reward):
         self.head = place(head)
         self.networks = (tower.network, self.head)
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.head(self.tower.unit_features(images))[:, 0].to(images.device)
 
 
@@ -103,9 +102,10 @@ def load_siglip_tower(path: Path, place: Place) -> ImageTower:
     """The image tower of a SigLIP checkpoint, whole or vision alone."""
     checkpoint = Checkpoint(path)
     checkpoint.check_keys(_KNOWN, "SigLIP")
-    given = checkpoint.config or {}
-    config = SiglipVisionConfig(**(given.get("vision_config") or given or SIGLIP_SO400M))
-    module = empty(lambda: SiglipVision(config))
+    given = sizes(checkpoint.config or {})
+    given = given.get("vision_config") or given or SIGLIP_SO400M
+    module = empty(lambda: SiglipVision(SiglipVisionConfig(**given)), path)
+    config = module.vision_model.config
     wanted = next(iter(module.state_dict()))
     nested = wanted.startswith("vision_model.vision_model.")
     tensors = checkpoint.tensors(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .base import Reward, check_images, eight_bits
+from .base import Reward, eight_bits
 
 _LUMA = (0.299, 0.587, 0.114)
 JPEG_QUALITY = 95
@@ -31,7 +31,7 @@ def black(images: Tensor) -> Tensor:
 def contrast(images: Tensor) -> Tensor:
     """Standard deviation of the luma (Rec. 601) over the image [B]."""
     luma = (images.clamp(0, 1) * images.new_tensor(_LUMA)).sum(-1)
-    return luma.flatten(1).std(1)
+    return luma.flatten(1).std(1, correction=0)
 
 
 def jpeg_incompressibility(images: Tensor) -> Tensor:
@@ -59,8 +59,7 @@ class AnalyticReward(Reward):
     function: Callable[[Tensor], Tensor]
     differentiable: bool = False
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.function(images)
 
 

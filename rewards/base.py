@@ -25,6 +25,7 @@ class Reward(ABC):
         token_limit: tokens of a prompt that it reads; None where it reads all, or none at all.
         networks: what has to be on the device while images are scored.
         text_networks: what has to be there only while prompts are prepared.
+        notes: what has to be said beside its scores, such as that a file is not the official one.
     """
 
     name: str
@@ -36,13 +37,31 @@ class Reward(ABC):
     token_limit: int | None = None
     networks: tuple[Network, ...] = ()
     text_networks: tuple[Network, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    @abstractmethod
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of ``images`` [B, H, W, 3] (0..1) against ``prompts``, one each.
 
-        NaN where an image cannot be judged.
+        NaN where an image cannot be judged: always where a pixel of it is not finite. The others
+        get what they would get without it.
+
+        Raises:
+            ValueError: no images, or ones of another shape or type.
         """
+        check_images(images)
+        whole = finite_images(images)
+        if whole.all():
+            return self._score(images, prompts).float()
+        scores = torch.full((len(images),), torch.nan, device=images.device)
+        if not whole.any():
+            return scores
+        kept = [prompt for prompt, ok in zip(prompts, whole.tolist(), strict=True) if ok]
+        given = self._score(images[whole], kept).float()
+        return scores.index_copy(0, whole.nonzero()[:, 0], given)
+
+    @abstractmethod
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """The same for images that are finite, and at least one."""
 
     def check(self, prompts: list[str]) -> None:  # noqa: B027 - most rewards take any prompt
         """Raise ValueError for a prompt that this reward cannot judge. Runs no model."""
@@ -70,6 +89,23 @@ class Scores:
 def eight_bits(images: Tensor) -> np.ndarray:
     """``images`` [B, H, W, 3] as displayed: 8-bit arrays on the CPU."""
     return (images.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+
+def check_prompts(prompts: list[str]) -> None:
+    """Raise ValueError for a prompt that is no text: one with half a letter (a lone surrogate)."""
+    for prompt in prompts:
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"expected a prompt of whole letters, got {prompt[error.start]!a} at place "
+                f"{error.start} of it, which is none; type that letter anew, in UTF-8"
+            ) from None
+
+
+def finite_images(images: Tensor) -> Tensor:
+    """Which [B] of ``images`` [B, H, W, 3] have no NaN and no infinity in them."""
+    return images.detach().isfinite().flatten(1).all(1)
 
 
 def check_images(images: Tensor) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .analytic import ANALYTIC
 from .base import Reward
-from .files import File, default_folders, program
+from .checkpoints import weights_file
+from .files import File, Twin, default_folders, given_path, program, shell_word
 from .networks import Place, on_device
 
 PREPROCESS = ("official", "paper")
@@ -84,11 +85,11 @@ def check_files(name: str, folders: Sequence[Path], path: str | Path | None = No
         ValueError: a path for a reward that has no file.
     """
     found = entry(name)
-    if path and not found.files:
+    if path and str(path).strip() and not found.files:
         raise ValueError(f"expected no path for {name!r}, which has no files, got {path}; clear it")
-    if path and not Path(path).expanduser().exists():
-        raise FileNotFoundError(f"expected a file or folder at {path}, got none; mend the path")
-    own = [Path(path).expanduser()] if path else []
+    own = [given_path(path)] if path and str(path).strip() else []
+    if own and not own[0].exists():
+        raise FileNotFoundError(f"expected a file or folder at {own[0]}, got none; mend the path")
     beside = [*folders, *(p if p.is_dir() else p.parent for p in own)]
     others = found.files[len(own) :]
     absent = [file for file in others if file.find(beside) is None]
@@ -96,7 +97,7 @@ def check_files(name: str, folders: Sequence[Path], path: str | Path | None = No
         raise FileNotFoundError(
             f"{name}: expected {'; and '.join(file.lacking(folders) for file in absent)}; got no "
             f"such file in {' or '.join(str(folder) for folder in folders)}. Put it there, or run: "
-            f'{program()} rewards --download {name} --models "{folders[0]}"'
+            f"{program()} rewards --download {name} --models {shell_word(folders[0])}"
         )
     return own + [file.find(beside) for file in others]
 
@@ -134,8 +135,14 @@ def load_reward(
             "others are compared with"
         )
     paths = check_files(name, default_folders() if folders is None else folders, path)
+    for file, found_path in zip(found.files, paths, strict=True):
+        file.check_twin(found_path)
     place = place or on_device()
-    return found.load(paths, Options(place, preprocess, reference, text, engine))
+    loaded = found.load(paths, Options(place, preprocess, reference, text, engine))
+    beside = zip(found.files, paths, strict=True)
+    if notes := tuple(told for file, path in beside if (told := file.doubt(weights_file(path)))):
+        loaded.notes = notes
+    return loaded
 
 
 def _hps(name: str) -> Callable[[list[Path], Options], Reward]:
@@ -209,6 +216,8 @@ _CLIP_L = File(
     size=1710540580,
     sha256="a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
     licence="none stated with the weights; OpenAI's CLIP code is MIT",
+    # itself, which ComfyUI Manager puts into clip_vision
+    twins=(Twin(1710540580, "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"),),
 )
 _HPS_REVISION = "697403c78157020a1ae59d23f111aa58ced35b0a"
 
@@ -338,6 +347,14 @@ CATALOGUE: dict[str, Entry] = {
                     size=3511950624,
                     sha256="ea2abad2b7f8a9c1aa5e49a244d5d57ffa71c56f720c94bc5d240ef4d6e1d94a",
                     licence="Apache-2.0",
+                    # sigclip_vision_patch14_384.safetensors of Comfy-Org/sigclip_vision_384, for
+                    # FLUX Redux: the image tower in half precision, as it runs on a GPU
+                    twins=(
+                        Twin(
+                            856505640,
+                            "1fee501deabac72f0ed17610307d7131e3e9d1e838d0363aa3c2b97a6e03fb33",
+                        ),
+                    ),
                 ),
             ),
         ),

@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .files import program
+
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 WEIGHTS = (
     "model.safetensors",
@@ -24,6 +26,15 @@ WEIGHTS = (
 _CODE = re.compile("GLOBAL|Unsupported class|unrecognized function")
 """In torch's words for a pickle that wants more than tensors."""
 CONFIGS = ("config.json", "open_clip_config.json")
+_STATES = ("state_dict", "model_state_dict", "model", "module")
+"""What training scripts keep a state dict under."""
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""What parallel training, compilation and trainers put before every key."""
+_SIZES = re.compile(
+    r"(hidden|intermediate|image|patch|vocab)_size|num_(hidden_layers|attention_heads|channels)"
+    r"|projection_dim|hidden_act|layer_norm_eps|max_position_embeddings|(bos|eos|pad)_token_id"
+)
+"""What a Hugging Face config says of a network itself."""
 
 
 class Checkpoint:
@@ -44,7 +55,7 @@ class Checkpoint:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         folder = self.path if self.path.is_dir() else self.path.parent
-        file = self._weights() if self.path.is_dir() else self.path
+        file = weights_file(self.path)
         if not file.is_file():
             raise FileNotFoundError(f"expected a checkpoint at {file}, got no such file")
         self._readers: dict[str, Callable[[], Tensor]] = {}
@@ -53,24 +64,20 @@ class Checkpoint:
                 self._add(folder / shard)
         else:
             self._add(file)
+        self._unwrap()
         configs = [folder / name for name in CONFIGS if (folder / name).is_file()]
         known = file.name in WEIGHTS and configs
         self.config: dict | None = self._json(configs[0]) if known else None
 
-    def _weights(self) -> Path:
-        for name in WEIGHTS:
-            if (self.path / name).is_file():
-                return self.path / name
-        raise FileNotFoundError(
-            f"expected {' or '.join(WEIGHTS)} in {self.path}, got "
-            f"{', '.join(sorted(p.name for p in self.path.iterdir())) or 'an empty folder'}"
-        )
-
     def _json(self, path: Path) -> dict:
         try:
-            return json.loads(path.read_text("utf-8"))
+            found = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise ValueError(f"expected JSON in {path}, got {error}; get the file again") from None
+        if not isinstance(found, dict):
+            kind = type(found).__name__
+            raise ValueError(f"expected a JSON object in {path}, got a {kind}; get the file again")
+        return found
 
     def _add(self, file: Path) -> None:
         if file.suffix == ".safetensors":
@@ -83,6 +90,14 @@ class Checkpoint:
                 "name the checkpoint itself, or its folder"
             )
 
+    def _unwrap(self) -> None:
+        """Take off what stands before every key, and is of no model that is loaded here."""
+        while wrapper := next((w for w in _WRAPPERS if self._all_start(w)), None):
+            self._readers = {key[len(wrapper) :]: read for key, read in self._readers.items()}
+
+    def _all_start(self, prefix: str) -> bool:
+        return bool(self._readers) and all(key.startswith(prefix) for key in self._readers)
+
     @property
     def keys(self) -> set[str]:
         return set(self._readers)
@@ -93,7 +108,7 @@ class Checkpoint:
         if strays:
             raise ValueError(
                 f"expected a {model} model in Hugging Face's layout in {self.path}, got "
-                f"{strays[0]!r} in it; get the file that is named in `flow-ttrl rewards`"
+                f"{strays[0]!r} in it; get the file that is named by: {program()} rewards"
             )
 
     def tensors(
@@ -106,6 +121,21 @@ class Checkpoint:
         """
         chosen = {key: rename(key) for key in self._readers if key.startswith(prefixes)}
         return {new: self._readers[key]() for key, new in chosen.items() if new is not None}
+
+
+def weights_file(path: Path) -> Path:
+    """``path``, or the weights of a Hugging Face folder there.
+
+    Raises:
+        FileNotFoundError: a folder without weights.
+    """
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    if found is None:
+        held = ", ".join(sorted(p.name for p in path.iterdir())) or "an empty folder"
+        raise FileNotFoundError(f"expected {' or '.join(WEIGHTS)} in {path}, got {held}")
+    return found
 
 
 def _safetensors(file: Path) -> Mapping[str, Callable[[], Tensor]]:
@@ -138,12 +168,21 @@ def _pickled(file: Path) -> Mapping[str, Callable[[], Tensor]]:
                 f"expected a state dict in {file}, got a TorchScript archive; save "
                 "torch.jit.load(...).state_dict() with safetensors.torch.save_file"
             ) from None
-        raise ValueError(_damaged(file, str(error).splitlines()[0] or error)) from None
-    state = found.get("state_dict", found) if isinstance(found, dict) else found
+        told = str(error).splitlines() or ["it is empty or cut off"]
+        raise ValueError(_damaged(file, told[0])) from None
+    state = found
+    if isinstance(found, dict):
+        state = next((found[k] for k in _STATES if isinstance(found.get(k), dict)), found)
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         kind = type(state).__name__
         raise ValueError(
             f"expected a dictionary of tensors in {file}, got a {kind}; it is no model"
+        )
+    if not any(map(torch.is_tensor, state.values())):
+        held = ", ".join(list(state)[:5]) or "nothing"
+        raise ValueError(
+            f"expected a dictionary of tensors in {file}, got one of {held}; save the model's "
+            "state_dict() on its own"
         )
     return {
         key: lambda value=value: value.clone()
@@ -170,10 +209,33 @@ def stamp(path: Path) -> tuple:
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
 
 
-def empty(build: Callable[[], nn.Module]) -> nn.Module:
-    """``build()`` without memory for weights, for :func:`fill`."""
-    with torch.device("meta"):
-        return build()
+def sizes(config: dict) -> dict:
+    """What a Hugging Face ``config`` says of the network itself, its parts' configs included.
+
+    Not how somebody once called it: ``return_dict``, an attention of a package's own, and so on.
+    """
+    return {
+        key: sizes(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if _SIZES.fullmatch(key) or (isinstance(value, dict) and key.endswith("_config"))
+    }
+
+
+def empty(build: Callable[[], nn.Module], path: Path) -> nn.Module:
+    """``build()`` without memory for weights, for :func:`fill`.
+
+    Raises:
+        ValueError: a config beside ``path`` that the network cannot be built by.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except Exception as error:  # of whatever the config says that does not fit together
+        told = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"expected a config of the model beside {path}, got one that makes none "
+            f"({type(error).__name__}: {told}); get the official one, or take the config away"
+        ) from error
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
@@ -202,7 +264,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> nn.Mod
                 f"expected {key!r} in {path} to be {list(wanted[key].shape)}, got "
                 f"{list(tensor.shape)}; {mend}"
             )
-        if tensor.is_floating_point() != wanted[key].is_floating_point():
+        quantised = tensor.is_floating_point() and tensor.element_size() < 2
+        if quantised or tensor.is_floating_point() != wanted[key].is_floating_point():
             raise ValueError(
                 f"expected {key!r} in {path} to be of {wanted[key].dtype} or the like, got "
                 f"{tensor.dtype}; get a file that is not quantised"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
-from .base import Reward, check_images
-from .checkpoints import Checkpoint, empty, fill, stamp
+from .base import Reward, check_images, finite_images
+from .checkpoints import Checkpoint, empty, fill, sizes, stamp
 from .likeness import Likeness
 from .networks import ImageTower, Network, Place, TextFeatures
 from .preprocess import bilinear_pixels, clip_pixels
@@ -114,9 +114,9 @@ def load_part(part: type, path: Path, architecture: dict, place: Place) -> Netwo
     if network is None:
         checkpoint = Checkpoint(path)
         checkpoint.check_keys(_KNOWN, "CLIP")
-        config = CLIPConfig(**(checkpoint.config or architecture))
+        given = sizes(checkpoint.config or architecture)
         tensors = checkpoint.tensors(_PARTS[part], _drop_position_ids)
-        network = place(fill(empty(lambda: part(config)), tensors, path))
+        network = place(fill(empty(lambda: part(CLIPConfig(**given)), path), tensors, path))
         _loaded[key] = network
     return network
 
@@ -220,11 +220,15 @@ class ImageSimilarity(Reward):
 
     def __init__(self, tower: ImageTower, reference: Tensor):
         check_images(reference)
+        if not finite_images(reference).all():
+            raise ValueError(
+                "expected a reference of finite numbers, got NaN or infinity in it; decode it in a "
+                "higher precision"
+            )
         self.tower, self.networks = tower, (tower.network,)
         with torch.inference_mode(False), torch.no_grad():
             self.reference = tower.unit_features(reference.clone())
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         cosines = self.tower.unit_features(images) @ self.reference.T
         return cosines.amax(-1).to(images.device)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .checkpoints import PICKLED
-from .files import FOLDER
+from .files import FOLDER, HOST_FOLDER
 from .networks import Network, lower
 
 _EXTENSIONS = {".safetensors", ".txt", *PICKLED}
@@ -50,9 +50,12 @@ def register_folder() -> None:
 
 
 def folders() -> list[Path]:
-    """The folders that hold reward models, the one to put new files into first."""
+    """The folders that hold reward models, the one to put new files into first; then those of image
+    towers for other uses, which may be the same."""
     register_folder()
-    return [Path(path) for path in folder_paths.get_folder_paths(FOLDER)]
+    own = [Path(path) for path in folder_paths.get_folder_paths(FOLDER)]
+    host = [Path(path) for path in folder_paths.get_folder_paths(HOST_FOLDER)]
+    return own + [folder for folder in host if folder.name == HOST_FOLDER]
 
 
 class ManagedNetwork(Network):

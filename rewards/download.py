@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from .catalogue import entry
-from .files import File, megabytes
+from .files import File, checksum, existing, megabytes
 
 log = logging.getLogger("flow_ttrl")
 
-_CHUNK = 1 << 22
 
-
-def download(name: str, folder: Path, endpoint: str | None = None) -> list[Path]:
+def download(
+    name: str, folder: Path, endpoint: str | None = None, others: Sequence[Path] = ()
+) -> list[Path]:
     """Fetch what a reward still lacks into ``folder``.
 
     What has come of an interrupted download stays beside the file's place as .part, and the next
@@ -24,6 +24,7 @@ def download(name: str, folder: Path, endpoint: str | None = None) -> list[Path]
 
     Args:
         endpoint: of the hub, if it is not Hugging Face's own.
+        others: folders whose files need not be fetched again.
 
     Returns:
         The files that were fetched.
@@ -39,14 +40,14 @@ def download(name: str, folder: Path, endpoint: str | None = None) -> list[Path]
             raise ValueError(
                 f"expected the official file or none, got another: {told}; move it away first"
             )
-    return [fetch(file, folder, endpoint) for file in found.missing([folder])]
+    return [fetch(file, folder, endpoint) for file in found.missing([folder, *others])]
 
 
 def fetch(file: File, folder: Path, endpoint: str | None = None) -> Path:
     """One file into ``folder``, under its path there, once its checksum is right."""
     target, partial = folder / file.path, folder / f"{file.path}.part"
     had = partial.stat().st_size if partial.exists() else 0
-    free = shutil.disk_usage(_existing(folder)).free
+    free = shutil.disk_usage(existing(folder)).free
     if free < file.size - had:
         raise OSError(
             f"expected {megabytes(file.size - had)} of space in {folder}, got {megabytes(free)}; "
@@ -93,16 +94,3 @@ def _go_on(file: File, partial: Path, had: int, endpoint: str | None) -> None:
             expected_size=file.size,
             displayed_filename=Path(file.path).name,
         )
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while chunk := opened.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.absolute().parents) if place.exists())

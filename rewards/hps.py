@@ -33,6 +33,15 @@ class OpenClipTokens(Tokens):
         return super().cut_off(ftfy.fix_text(prompt))
 
 
+def _open_clip(config: dict) -> nn.Module:
+    """A model of open_clip's by its ``model_cfg``; by nothing that would have to be fetched."""
+    parts = {**config["vision_cfg"], **config["text_cfg"]}
+    if foreign := [parts[key] for key in ("hf_model_name", "timm_model_name") if parts.get(key)]:
+        raise ValueError(f"expected towers of open_clip's own, got {foreign[0]}")
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    return kind(**{key: value for key, value in config.items() if key != "custom_text"})
+
+
 class OpenClipVision(nn.Module):
     def __init__(self, whole: open_clip.CLIP):
         super().__init__()
@@ -75,9 +84,9 @@ class HPS(Likeness):
         checkpoint = Checkpoint(path)
         given = (checkpoint.config or {}).get("model_cfg")
         config = given or open_clip.get_model_config(ARCHITECTURE)
-        whole = fill(empty(lambda: open_clip.CLIP(**config)), checkpoint.tensors(), path)
+        whole = fill(empty(lambda: _open_clip(config), path), checkpoint.tensors(), path)
         vision = place(OpenClipVision(whole).eval())
-        pixels = partial(PREPROCESS[preprocess], size=config["vision_cfg"]["image_size"])
+        pixels = partial(PREPROCESS[preprocess], size=whole.visual.image_size[0])
         tower = ImageTower(vision, pixels, config["embed_dim"])
         tokens = OpenClipTokens(name)
         text = TextFeatures(place(OpenClipText(whole).eval()), tokens)

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from .base import Reward, check_images
-from .checkpoints import Checkpoint, empty, fill
+from .base import Reward
+from .checkpoints import Checkpoint, empty, fill, sizes
 from .networks import Head, Place
 from .preprocess import torchvision_pixels
 from .tokens import Tokens, bert_tokenizer
@@ -113,20 +113,19 @@ class ImageReward(Reward):
 
     def __init__(self, path: Path, vocabulary: Path, place: Place):
         checkpoint = Checkpoint(path)
-        given = checkpoint.config or {}
-        vision, text = given.get("vision_config", VISION), given.get("text_config", TEXT)
-        words = bert_tokenizer(vocabulary, text["vocab_size"] - ADDED_WORDS)
-        self.tokens = Tokens(self.name, words, LENGTH)
-        module = empty(lambda: ImageRewardNetwork(vision, text))
+        given = sizes(checkpoint.config or {})
+        vision, text = VISION | given.get("vision_config", {}), TEXT | given.get("text_config", {})
+        module = empty(lambda: ImageRewardNetwork(vision, text), path)
         self.network = place(fill(module, checkpoint.tensors(rename=renamed), path))
         self.networks = (self.network,)
+        words = bert_tokenizer(vocabulary, text["vocab_size"] - ADDED_WORDS)
+        self.tokens = Tokens(self.name, words, LENGTH)
         self.pixels = partial(torchvision_pixels, size=vision["image_size"])
 
     def check(self, prompts: list[str]) -> None:
         self.tokens.warn(prompts)
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         pixels = self.pixels(images.to(self.network.device))
         raw = self.network(pixels, self.tokens(prompts), self.tokens.masks(prompts))[:, 0]
         return ((raw - MEAN) / STD).to(images.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import Reward, check_images
+from .base import Reward
 from .networks import ImageTower, TextFeatures
 from .tokens import CLIP_LENGTH, Tokens
 
@@ -29,8 +29,7 @@ class Likeness(Reward):
     def prepare(self, prompts: list[str]) -> None:
         self.text(prompts)
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         text = self.text(prompts)
         cosine = (self.tower.unit_features(images) * text).sum(-1)
         return self.scale * cosine.to(images.device)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Reward, Scores, check_images
+from .base import Reward, Scores, check_images, check_prompts
+from .faults import attempt, attempt_each, not_finite
 from .networks import Network, sharing
 
 log = logging.getLogger("flow_ttrl")
@@ -61,6 +62,12 @@ class RewardMix:
         return found
 
     @property
+    def notes(self) -> list[str]:
+        """What has to be said beside the scores, by the reward's name."""
+        named = zip(self.names, self.parts, strict=True)
+        return [f"{name}: {note}" for name, (reward, _) in named for note in reward.notes]
+
+    @property
     def needs_prompt(self) -> bool:
         """Whether a reward that drives judges by the prompt."""
         return any(reward.needs_prompt for reward, weight in self.parts if weight)
@@ -77,6 +84,7 @@ class RewardMix:
 
     def check(self, prompts: list[str]) -> None:
         """Raise ValueError for a prompt that a reward of the mix cannot judge. Runs no model."""
+        check_prompts(prompts)
         for reward, _ in self.parts:
             reward.check(prompts)
 
@@ -145,8 +153,10 @@ class Judge:
     """A mix at work on the prompts of one run.
 
     Whatever depends on the prompts alone is done once, here: they are checked, a part that does not
-    fit a model is warned of, and text features are computed. A reward that fails on an image has
-    NaN there; it, and one that gives a score that is not finite, is named in the report.
+    fit a model is warned of, and text features are computed. A reward that fails on an image, or
+    gives a score that is not finite, has no value there and is named in the report. What is not of
+    that image ends the run with its error: a fault of device or program, or a reward that no longer
+    judges the first image that it judged.
 
     Args:
         prompts: one per image, or fewer that are used again and again (image b gets prompt b modulo
@@ -168,7 +178,7 @@ class Judge:
             reward.prepare(prompts)
         self.mix, self.prompts, self.patience = mix, prompts, patience
         self.failures: dict[str, dict] = {}
-        self._worked: set[str] = set()
+        self._proven: dict[str, tuple[Tensor, list[str]]] = {}
 
     def score(self, images: Tensor, item: Tensor | None = None) -> dict[str, Tensor]:
         """Rewards [N] by name of ``images`` [N, H, W, 3] in 0..1.
@@ -205,39 +215,44 @@ class Judge:
             )
 
     def report(self) -> dict:
-        """Weights, mode and what failed, as a JSON object."""
-        return {
+        """Weights, mode, what failed, and notes where there are any, as a JSON object."""
+        report = {
             "mode": self.mix.mode,
             "weights": dict(zip(self.mix.names, (w for _, w in self.mix.parts), strict=True)),
             "prompts": self.prompts,
             "failures": self.failures,
         }
+        return report | ({"notes": self.mix.notes} if self.mix.notes else {})
 
     def begin(self) -> None:
         """Forget what failed in an earlier run."""
-        self.failures, self._worked = {}, set()
+        self.failures, self._proven = {}, {}
 
     def _values(
         self, name: str, reward: Reward, weight: float, images: Tensor, prompts: list[str]
     ) -> Tensor:
-        values, error = _attempt(reward, images, prompts)
-        errors = [error] if error else []
-        if error and len(images) > 1:
-            each = zip(images.split(1), prompts, strict=True)
-            tried = [_attempt(reward, image, [prompt]) for image, prompt in each]
-            values = torch.cat([value for value, _ in tried])
-            errors = [error for _, error in tried if error]
+        values, error = attempt_each(reward, images, prompts)
         finite = values.isfinite()
-        if finite.any():
-            self._worked.add(name)
+        if name not in self._proven and finite.any():
+            first = int(finite.int().argmax())
+            self._proven[name] = images[first : first + 1].detach().clone(), [prompts[first]]
         if not finite.all():
-            lost = int((~finite).sum())
-            error = errors[0] if errors else _not_finite(reward, values[~finite][0].item())
-            self._note(name, error, lost)
-            never = name not in self._worked
-            if weight and never and self.failures[name]["images"] > self.patience:
+            error = error or not_finite(reward, images, values)
+            self._note(name, error, int((~finite).sum()))
+            if weight and self._is_its_own(name, reward):
                 raise error
         return values
+
+    def _is_its_own(self, name: str, reward: Reward) -> bool:
+        """Whether a failure is the reward's, not an image's.
+
+        It is where the reward no longer judges an image that it has judged before, or has failed on
+        more than the run is patient with before it ever judged one.
+        """
+        if name not in self._proven:
+            return self.failures[name]["images"] > self.patience
+        value, _ = attempt(reward, *self._proven[name])
+        return not value.isfinite().all()
 
     def _note(self, name: str, error: Exception, images: int) -> None:
         told = f"{type(error).__name__}: {error}"
@@ -245,26 +260,3 @@ class Judge:
             log.warning("%s failed on an image, which counts as average there: %s", name, told)
             self.failures[name] = {"images": 0, "error": told}
         self.failures[name]["images"] += images
-
-
-def _not_finite(reward: Reward, value: float) -> ValueError:
-    return ValueError(
-        f"expected finite scores from {reward.name!r}, got {value}; where it is so for every "
-        "image, its file is damaged or its precision too low"
-    )
-
-
-def _attempt(reward: Reward, images: Tensor, prompts: list[str]) -> tuple[Tensor, Exception | None]:
-    """Values [N]; NaN, and the error, where scoring failed. Nothing in it polls for a cancel."""
-    try:
-        values = reward.score(images, prompts).float()
-    except Exception as error:
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            raise
-        return torch.full((len(images),), torch.nan, device=images.device), error
-    if values.shape != (len(images),):
-        raise ValueError(
-            f"expected {len(images)} scores from {reward.name!r}, got {list(values.shape)}; "
-            "a reward gives one number per image"
-        )
-    return values, None

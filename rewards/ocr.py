@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import re
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -14,10 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Reward, check_images, eight_bits
+from .base import Reward, eight_bits
+from .quotes import quoted_texts
 
-QUOTES = re.compile("|".join(f"{a}([^{b}]*){b}" for a, b in ('""', "\u201c\u201d", "«»", "「」")))
-"""Straight and curly double quotes, guillemets, corner brackets."""
+_INVISIBLE = ("Cf", "Cc")
+"""Zero-width and control characters, in Unicode's categories."""
+_SELECTORS = {chr(code) for code in range(0xFE00, 0xFE10)}
+"""Variants of the letter before them."""
+_ALIKE = str.maketrans(
+    dict.fromkeys("‘’‚‛ʼ′´`", "'") | dict.fromkeys("“”„‟«»″", '"') | dict.fromkeys("‐‑‒–—−", "-")
+)
 
 INSTALL_COMMANDS = (
     "pip install onnxruntime pyclipper shapely omegaconf colorlog six",
@@ -58,7 +64,14 @@ class PaddleOCREngine:
         FileNotFoundError: no models: PaddleOCR would fetch them itself, which nobody asked it to.
     """
 
-    MODELS = ("PP-OCRv5_server", "PP-OCRv5_mobile", "PP-OCRv4_server", "PP-OCRv4_mobile")
+    MODELS = (
+        "PP-OCRv6_medium",  # what 3.7 downloads of its own accord
+        "PP-OCRv5_server",
+        "PP-OCRv6_small",
+        "PP-OCRv5_mobile",
+        "PP-OCRv4_server",
+        "PP-OCRv4_mobile",
+    )
 
     def __init__(self):
         home = Path(os.environ.get("PADDLE_PDX_CACHE_HOME", Path.home() / ".paddlex"))
@@ -73,6 +86,7 @@ class PaddleOCREngine:
         from paddleocr import PaddleOCR
 
         detection, recognition = pair
+        own = all((folder / "inference.pdiparams").is_file() for folder in pair)
         self._engine = PaddleOCR(
             text_detection_model_name=detection.name,
             text_detection_model_dir=str(detection),
@@ -82,6 +96,7 @@ class PaddleOCREngine:
             use_doc_unwarping=False,
             use_textline_orientation=False,
             enable_mkldnn=False,  # paddle 3.3 fails with it on CPUs
+            **({} if own else {"engine": "onnxruntime"}),  # of 3.7; earlier ones have but their own
         )
 
     def read(self, image: np.ndarray) -> list[str]:
@@ -117,10 +132,15 @@ def load_engine(name: str = "auto") -> Engine:
     return ENGINES[found[0]][1]()
 
 
-def quoted(prompt: str) -> str | None:
-    """The first text in double quotes of any kind; None where there is none."""
-    match = QUOTES.search(prompt)
-    return next((group for group in match.groups() if group is not None), None) if match else None
+def letters(text: str) -> str:
+    """``text`` as it is compared: one form of each letter, no case, nothing that has no width.
+
+    Full-width letters, ligatures, accents of their own, curly quotes and dashes become their usual
+    forms (NFKC and case folding); spaces and what is invisible go.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    shown = (c for c in folded if not c.isspace() and unicodedata.category(c) not in _INVISIBLE)
+    return "".join(c for c in shown if c not in _SELECTORS).translate(_ALIKE)
 
 
 def edit_distance(a: str, b: str) -> int:
@@ -134,21 +154,52 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def likeness(read: str, target: str) -> float:
-    """1 - min(distance, n) / n, n letters of ``target``; case and spaces do not count.
+    """1 - min(distance, n) / n, n letters of ``target``, as :func:`letters` gives them.
 
-    As Flow-GRPO has it: 1 as soon as the target stands anywhere in what was read.
+    As Flow-GRPO has it: 1 as soon as the target stands anywhere in what was read, and what was read
+    besides counts against it where it does not.
     """
-    read, target = ("".join(text.lower().split()) for text in (read, target))
+    read, target = letters(read), letters(target)
+    return _right(read, target) / len(target)
+
+
+def share_right(lines: list[str], targets: list[str]) -> float:
+    """The share of the letters of all ``targets`` that are right in the ``lines`` read, 0..1.
+
+    Of one target it is its likeness to all that was read; of several, each one's to the run of
+    words nearest to it, since the others are wanted too.
+    """
+    wanted = list(dict.fromkeys(letters(target) for target in targets))
+    if len(wanted) == 1:
+        return likeness("".join(lines), targets[0])
+    words = [letters(word) for line in lines for word in line.split()]
+    return sum(_nearest(words, target) for target in wanted) / sum(map(len, wanted))
+
+
+def _right(read: str, target: str) -> int:
     if target in read:
-        return 1.0
-    return 1 - min(edit_distance(read, target), len(target)) / len(target)
+        return len(target)
+    return len(target) - min(edit_distance(read, target), len(target))
+
+
+def _nearest(words: list[str], target: str) -> int:
+    """The most letters of ``target`` that a run of ``words`` has right."""
+    most = _right("".join(words), target)
+    for first in range(len(words)):
+        run = ""
+        for word in words[first:]:
+            run += word
+            if most == len(target) or len(run) >= 2 * len(target):
+                break  # nor does a longer run have more of them
+            most = max(most, _right(run, target))
+    return most
 
 
 class OCR(Reward):
-    """How nearly an image spells out a text (Flow-GRPO's and the paper's OCR reward).
+    """How nearly an image spells out one or several texts (Flow-GRPO's and the paper's reward).
 
     Args:
-        text: what is to be read; "" for the prompt's first text in quotes.
+        text: what is to be read; "" for all the texts that the prompt quotes.
         engine: its name, "auto" for the first that is installed, or one itself.
     """
 
@@ -159,36 +210,42 @@ class OCR(Reward):
 
     def __init__(self, text: str = "", engine: str | Engine = "auto"):
         self.text = text
-        if text and not text.strip():
+        if text and not letters(text):
             raise ValueError(f"expected a text with letters in it, got {text!r}; leave it empty")
         self.engine = load_engine(engine) if isinstance(engine, str) else engine
 
-    def target(self, prompt: str) -> str:
-        """The text that an image of ``prompt`` is to show.
+    def targets(self, prompt: str) -> list[str]:
+        """The texts that an image of ``prompt`` is to show.
 
         Raises:
             ValueError: the prompt quotes none, or an empty one.
         """
         if self.text:
-            return self.text
-        found = quoted(prompt)
-        if found is None:
+            return [self.text]
+        found = quoted_texts(prompt)
+        if not found:
             raise ValueError(
                 'expected a prompt with the text in quotes, such as a sign that says "OPEN", got '
                 f"{prompt!r}; quote it, or give the reward its text"
             )
-        if not found.strip():
+        if not all(letters(text) for text in found):
             raise ValueError(f"expected text between the quotes, got none in {prompt!r}")
         return found
 
     def check(self, prompts: list[str]) -> None:
         for prompt in prompts:
-            self.target(prompt)
+            self.targets(prompt)
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         scores = [
-            likeness("".join(self.engine.read(array)), self.target(prompt))
+            share_right(self._read(array), self.targets(prompt))
             for array, prompt in zip(eight_bits(images), prompts, strict=True)
         ]
         return torch.tensor(scores, device=images.device)
+
+    def _read(self, array: np.ndarray) -> list[str]:
+        try:
+            return self.engine.read(array)
+        except Exception as error:  # of whichever libraries the engine stands on
+            told = f"expected {type(self.engine).__name__} to read an image of {array.shape}, got "
+            raise RuntimeError(f"{told}{type(error).__name__}: {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 _FIXED_POINT = 1 << 22
+Halves = Literal["down", "even"]
 
 
 def clip_pixels(images: Tensor, size: int = 224) -> Tensor:
@@ -25,8 +27,8 @@ def clip_pixels(images: Tensor, size: int = 224) -> Tensor:
 
     Crops as Hugging Face's processor does: half of an odd margin is rounded down.
     """
-    resized = resize(channels_first(images), shortest(images, size))
-    return normalise(centre_crop(resized, size, rounded=False), CLIP_MEAN, CLIP_STD)
+    pixels = resize(channels_first(images), shortest(images, size), size, "down")
+    return normalise(pixels, CLIP_MEAN, CLIP_STD)
 
 
 def torchvision_pixels(images: Tensor, size: int = 224) -> Tensor:
@@ -34,8 +36,8 @@ def torchvision_pixels(images: Tensor, size: int = 224) -> Tensor:
 
     The same as :func:`clip_pixels` but for half of an odd margin, which is rounded to even.
     """
-    resized = resize(channels_first(images), shortest(images, size))
-    return normalise(centre_crop(resized, size, rounded=True), CLIP_MEAN, CLIP_STD)
+    pixels = resize(channels_first(images), shortest(images, size), size, "even")
+    return normalise(pixels, CLIP_MEAN, CLIP_STD)
 
 
 def padded_pixels(images: Tensor, size: int = 224) -> Tensor:
@@ -71,7 +73,9 @@ def bilinear_pixels(images: Tensor, size: int = 224) -> Tensor:
     pixels = functional.interpolate(
         channels_first(images), (height, width), mode="bilinear", antialias=True
     )
-    return normalise(centre_crop(pixels, size, rounded=True), CLIP_MEAN, CLIP_STD)
+    top, left = _margin(height, size, "even"), _margin(width, size, "even")
+    pixels = pixels[..., top : top + size, left : left + size]
+    return normalise(pixels, CLIP_MEAN, CLIP_STD)
 
 
 def channels_first(images: Tensor) -> Tensor:
@@ -86,28 +90,38 @@ def shortest(images: Tensor, size: int) -> tuple[int, int]:
     return int(size * height / least), int(size * width / least)
 
 
-def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(
+    pixels: Tensor, size: tuple[int, int], crop: int | None = None, halves: Halves = "down"
+) -> Tensor:
     """[B, C, H, W] in 0..1 to (height, width): PIL's bicubic on 8-bit images, to the last bit.
 
-    Image by image, since sums are in double precision. Gradients pass through the roundings as if
-    they were not there.
+    A product with a matrix across, then one down. All sums are of whole numbers over one power of
+    two, and exact in double precision, so that no order of summing changes a bit; and what is cut
+    off need not be computed. Image by image, since doubles take room. Gradients pass through the
+    roundings as if they were not there.
+
+    Args:
+        crop: the middle of each side that is wanted; all of it by default.
+        halves: which way half of an odd margin is rounded there.
     """
-    return torch.cat([_resized(image, *size) for image in pixels.split(1)])
+    height, width = size
+    down = _matrix(pixels.shape[-2], height, crop, halves, pixels.device)
+    across = _matrix(pixels.shape[-1], width, crop, halves, pixels.device)
+    return torch.cat([_resized(image, down, across) for image in pixels.split(1)])
 
 
-def _resized(pixels: Tensor, height: int, width: int) -> Tensor:
-    levels = _rounded((pixels * 255).to(_exact(pixels.device)))
-    if pixels.shape[-1] != width:
-        levels = _rounded(_along(levels, width, -1))
-    if pixels.shape[-2] != height:
-        levels = _rounded(_along(levels, height, -2))
-    return (levels / 255).float()
+def _resized(pixels: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    levels = _rounded((pixels * 255).to(across.dtype))
+    levels = _rounded(levels @ across.T)
+    return (_rounded(down @ levels) / 255).float()
 
 
 def _rounded(levels: Tensor) -> Tensor:
-    """The nearest of 0..255, halves up."""
+    """The nearest of 0..255, halves up; in place where no gradient needs ``levels``."""
+    if not levels.requires_grad:
+        return levels.add_(0.5).floor_().clamp_(0, 255)
     rounded = torch.floor(levels.detach() + 0.5).clamp(0, 255)
-    return levels + (rounded - levels.detach()) if levels.requires_grad else rounded
+    return levels + (rounded - levels.detach())
 
 
 @cache
@@ -120,46 +134,39 @@ def _exact(device: torch.device) -> torch.dtype:
     return torch.float64
 
 
-def _along(levels: Tensor, after: int, dim: int) -> Tensor:
-    """One axis of [B, C, H, W] resized to ``after``."""
-    index, weight = _taps(levels.shape[dim], after, levels.dtype, levels.device)
-    spread = weight if dim == -1 else weight[..., None]
-    return sum(
-        levels.index_select(dim, at) * times for at, times in zip(index, spread, strict=True)
-    )
-
-
-@lru_cache(maxsize=32)
-def _taps(
-    before: int, after: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """PIL's bicubic kernel with antialiasing: places and weights [K, after], in its fixed point."""
+@lru_cache(maxsize=8)
+def _matrix(
+    before: int, after: int, crop: int | None, halves: Halves, device: torch.device
+) -> Tensor:
+    """[crop or after, before]: PIL's bicubic kernel with antialiasing, in its fixed point."""
     scale = before / after
     stretch = max(scale, 1.0)
+    start, rows = (0, after) if crop is None else (_margin(after, crop, halves), crop)
     # ordinary tensors, so that a gradient through the images may use them later
     with torch.inference_mode(False):
-        centre = (torch.arange(after, dtype=torch.float64) + 0.5) * scale
+        to = torch.arange(start, start + rows, dtype=torch.float64)[:, None]
+        at = torch.arange(before, dtype=torch.float64)
+        if before == after:
+            return (to == at).to(device, _exact(device))
+        centre = (to + 0.5) * scale
         first = (centre - 2 * stretch + 0.5).trunc().clamp(min=0)
         last = (centre + 2 * stretch + 0.5).trunc().clamp(max=before)
-        at = first + torch.arange(int((last - first).max()), dtype=torch.float64)[:, None]
         x = ((at - centre + 0.5) * (1 / stretch)).abs()
         near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
-        kernel = torch.where(x < 1, near, torch.where(x < 2, far, 0)).where(at < last, 0)
-        kernel = kernel * (1 / kernel.sum(0)) * _FIXED_POINT
+        kernel = torch.where(x < 1, near, torch.where(x < 2, far, 0))
+        kernel = kernel.where((first <= at) & (at < last), 0)
+        kernel = kernel * (1 / kernel.sum(1, keepdim=True)) * _FIXED_POINT
         kernel = (kernel + 0.5 * kernel.sign()).trunc() / _FIXED_POINT
-        return at.clamp(max=before - 1).long().to(device), kernel.to(dtype).to(device)
+        return kernel.to(device, _exact(device))
+
+
+def _margin(side: int, crop: int, halves: Halves) -> int:
+    """What is cut off ``side`` before its middle."""
+    return round((side - crop) / 2) if halves == "even" else (side - crop) // 2
 
 
 def _bicubic(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
-
-
-def centre_crop(pixels: Tensor, size: int, *, rounded: bool) -> Tensor:
-    """The middle [B, C, size, size]; half of an odd margin rounded to even, or else down."""
-    top, left = (
-        round((side - size) / 2) if rounded else (side - size) // 2 for side in pixels.shape[-2:]
-    )
-    return pixels[..., top : top + size, left : left + size]
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

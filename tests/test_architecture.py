@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes"}
 MAY_IMPORT_HOST = {"nodes/", "sampling/hosts/comfy", "rewards/comfy.py", "world/comfy.py"}
 LAYERS = {"sampling": set(), "rewards": set(), "world": {"sampling", "rewards", "plots"}}
-LAYERS["cli"] = {"sampling", "rewards", "world", "headless"}
+LAYERS["cli"] = {"sampling", "rewards", "world", "headless", "console"}
 LAYERS["headless"] = {"sampling", "rewards", "world", "version"}
 
 

@@ -1,14 +1,20 @@
 """The command line: one JSON object on standard output, true figures, clear errors."""
 
 import json
+import os
+import struct
+import subprocess
+import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from flow_ttrl.cli import main
-from flow_ttrl.cli.score import _image
-from flow_ttrl.rewards import CATALOGUE
+from flow_ttrl.rewards import ANALYTIC, CATALOGUE
+from flow_ttrl.rewards.image_files import read_image
 
 
 def answer(capsys, *argv: str) -> dict:
@@ -96,7 +102,14 @@ def test_score_by_learned_rewards_with_a_prompt_an_image(capsys, pictures, tmp_p
         assert alone["total"] == pytest.approx(row["total"], abs=1e-5)
     table = ["score", *pictures, *asked, *common]
     assert main(table) == 0
-    assert "clipscore" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "clipscore" in printed
+    for note in made["reward"]["notes"]:  # the tiny files are none of the official ones
+        assert "bytes where the official" in note
+        assert note in printed
+    assert [note.split(":")[0] for note in made["reward"]["notes"]] == ["clipscore"] + 2 * [
+        "aesthetic"
+    ]
 
 
 def test_images_are_read_as_they_look(capsys, tmp_path):
@@ -111,7 +124,190 @@ def test_images_are_read_as_they_look(capsys, tmp_path):
     paths = [str(path) for path in (deep, clear, turned)]
     made = answer(capsys, "score", *paths, "--reward", "white")
     assert [row["white"] for row in made["images"]] == pytest.approx([0.5, 1, 0], abs=1e-3)
-    assert _image(turned).shape == (1, 20, 40, 3)
+    assert read_image(turned).shape == (1, 20, 40, 3)
+
+
+def test_one_bad_file_in_twenty_loses_nothing_of_the_others(capsys, tmp_path):
+    paths = [tmp_path / f"{number:02}.png" for number in range(20)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (16, 16), (10 * number,) * 3).save(path)
+    paths[7].write_bytes(b"no image")
+    paths[12].unlink()
+    argv = ["score", *map(str, paths), "--reward", "white"]
+    assert main([*argv, "--json"]) == 2
+    printed = capsys.readouterr()
+    made = json.loads(printed.out)
+    kept = [number for number in range(20) if number not in (7, 12)]
+    assert [row["image"] for row in made["images"]] == [str(paths[number]) for number in kept]
+    whites = [row["white"] for row in made["images"]]
+    assert whites == pytest.approx([10 * number / 255 for number in kept], abs=1e-4)
+    assert made["ranking"] == list(range(17, -1, -1))
+    assert [row["image"] for row in made["failed"]] == [str(paths[7]), str(paths[12])]
+    assert len(printed.err.splitlines()) == 2
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1 + 18
+    first, second = printed.err.splitlines()
+    assert f"expected a whole image file, got {paths[7]}" in first
+    assert f"expected an image at {paths[12]}, got no such file" in second
+
+
+def test_each_image_keeps_its_own_prompt_where_others_fail(capsys, pictures, tmp_path):
+    models = tiny.write_models(tmp_path / "models")
+    common = ("--reward", "clipscore", "--models", str(models), "--device", "cpu", "--json")
+    prompts = ["a red fox", "the sign", "a cat"]
+    (tmp_path / "0.png").write_bytes(b"")
+    asked = [part for prompt in prompts for part in ("--prompt", prompt)]
+    assert main(["score", *pictures, *asked, *common]) == 2
+    rows = json.loads(capsys.readouterr().out)["images"]
+    assert [row["prompt"] for row in rows] == prompts[1:]
+    for picture, prompt, row in zip(pictures[1:], prompts[1:], rows, strict=True):
+        assert main(["score", picture, "--prompt", prompt, *common]) == 0
+        alone = json.loads(capsys.readouterr().out)["images"][0]
+        assert alone["clipscore"] == pytest.approx(row["clipscore"], abs=1e-5)
+
+
+def test_an_image_that_a_reward_cannot_judge_is_told_and_counted(capsys, pictures, monkeypatch):
+    whole = ANALYTIC["contrast"].function
+
+    def contrast(images):
+        if images.shape[1] == 80:
+            raise RuntimeError("CUDA out of memory")
+        return whole(images)
+
+    monkeypatch.setitem(CATALOGUE, "contrast", with_function(CATALOGUE["contrast"], contrast))
+    assert main(["score", *pictures, "--reward", "white,contrast=-1", "--json"]) == 2
+    made = json.loads(capsys.readouterr().out)
+    assert [row["image"] for row in made["images"]] == [pictures[0], pictures[2]]
+    assert "out of memory" in made["failed"][0]["error"]
+    assert made["failed"][0]["image"] == pictures[1]
+
+
+def with_function(entry, function):
+    """The catalogue's entry of an analytic reward, with another function."""
+    reward = replace(ANALYTIC[entry.name], function=function)
+    return replace(entry, load=lambda paths, options: reward)
+
+
+def test_damaged_exif_loses_no_image(capsys, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = exif.tobytes()
+    paths = []
+    for number, change in enumerate(
+        [lambda b: b[:14], lambda b: b[:8] + b"\xff" * 20, lambda b: b"Exif\0\0XX" + b[8:]]
+    ):
+        for kind in ("jpg", "png", "webp"):
+            paths.append(str(tmp_path / f"{number}.{kind}"))
+            Image.new("RGB", (32, 24), (102,) * 3).save(paths[-1], exif=change(whole))
+    made = answer(capsys, "score", *paths, "--reward", "white")
+    assert [row["white"] for row in made["images"]] == pytest.approx([0.4] * 9, abs=0.01)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_turn_of_a_camera_is_undone(tmp_path, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image = Image.effect_noise((20, 12), 80).convert("RGB")
+    image.save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened), dtype=np.float32) / 255
+    assert np.array_equal(read_image(tmp_path / "turned.png")[0].numpy(), expected)
+
+
+def tiff(path, numbers, **tags):
+    """A single-channel TIFF of these numbers; Pillow writes 32 bits as signed ones alone."""
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info[int(tag[1:])] = value
+    unsigned = numbers.dtype == np.uint32
+    Image.fromarray(numbers.view(np.int32) if unsigned else numbers).save(path, tiffinfo=info)
+    if unsigned:
+        signed, plain = (struct.pack("<HHIHH", 339, 3, 1, kind, 0) for kind in (2, 1))
+        whole = path.read_bytes()
+        assert whole.count(signed) == 1
+        path.write_bytes(whole.replace(signed, plain))
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest"),
+    [(np.uint16, 65535), (np.int32, (1 << 31) - 1), (np.uint32, (1 << 32) - 1)],
+)
+@pytest.mark.parametrize("level", [0.0, 0.4, 0.6, 1.0])
+def test_integers_of_any_depth_have_their_own_range(capsys, tmp_path, kind, largest, level):
+    tiff(tmp_path / "deep.tiff", np.full((20, 20), round(level * largest), dtype=kind))
+    made = answer(capsys, "score", str(tmp_path / "deep.tiff"), "--reward", "white")
+    assert made["images"][0]["white"] == pytest.approx(level, abs=1e-4)
+
+
+def test_sixteen_bits_with_white_as_zero(capsys, tmp_path):
+    tiff(tmp_path / "fax.tiff", np.full((20, 20), 39321, dtype=np.uint16), t262=0)
+    made = answer(capsys, "score", str(tmp_path / "fax.tiff"), "--reward", "white")
+    assert made["images"][0]["white"] == pytest.approx(0.4, abs=1e-4)
+
+
+def huge(path, side=14200):
+    """A PNG of 200 megapixels in a few kB."""
+    Image.new("1", (side, side)).save(path)
+
+
+def test_an_image_of_200_megapixels_is_told_on_a_line(capsys, pictures, tmp_path):
+    huge(tmp_path / "huge.png")
+    huge(tmp_path / "large.png", 9600)
+    argv = ["score", str(tmp_path / "huge.png"), str(tmp_path / "large.png"), pictures[0]]
+    assert main([*argv, "--reward", "white"]) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert "expected an image of at most 179 megapixels, got more" in line
+    assert len(printed.out.splitlines()) == 3
+
+
+@pytest.mark.parametrize("reward", ["white", "clipscore", "pickscore", "ocr"])
+def test_half_a_letter_in_a_prompt_is_told(capsys, pictures, tmp_path, reward):
+    models = tiny.write_models(tmp_path / "models")
+    argv = ["score", pictures[0], "--prompt", 'a "fox\udcff"', "--reward", reward]
+    assert main([*argv, "--models", str(models), "--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert r"expected a prompt of whole letters, got '\udcff' at place 6" in line
+
+
+def test_a_reader_that_has_gone_is_no_error(tmp_path):
+    command = [sys.executable, "-m", "flow_ttrl", "rewards", "--models", str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as running:  # noqa: S603
+        running.stdout.close()
+        told = running.stderr.read()
+    assert running.returncode == 0
+    assert b"Traceback" not in told
+    assert b"BrokenPipe" not in told
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+def test_names_that_a_terminal_cannot_print_are_escaped(tmp_path, encoding):
+    good, lost = tmp_path / "名前.png", tmp_path / "é\u2028.png"
+    Image.new("RGB", (8, 8)).save(good)
+    command = [sys.executable, "-m", "flow_ttrl", "score", str(good), str(lost), "--reward"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    ran = subprocess.run([*command, "white"], capture_output=True, env=environment)  # noqa: S603
+    assert ran.returncode == 2
+    shown = ran.stdout.decode(encoding)
+    assert ("名前.png" if encoding == "utf-8" else r"\u540d\u524d.png") in shown
+    assert b"Traceback" not in ran.stderr
+    assert b"expected an image at" in ran.stderr
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_paths_in_quotes_are_taken(capsys, pictures, tmp_path, quote):
+    made = answer(capsys, "score", f"{quote}{pictures[1]}{quote}", "--reward", "white")
+    assert made["images"][0]["image"] == pictures[1]
+    folder = tmp_path / "reward models"
+    folder.mkdir()
+    made = answer(capsys, "rewards", "--models", f"{quote}{folder}{quote}")
+    assert made["folders"][0] == str(folder)
+    odd = tmp_path / f"{quote}odd{quote}"
+    Image.new("RGB", (8, 8)).save(odd, "PNG")
+    made = answer(capsys, "score", str(odd), "--reward", "white")
+    assert made["images"][0]["image"] == str(odd)
 
 
 def test_rewards_lists_what_is_ready_and_what_the_others_lack(capsys, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..rewards import RewardMix
-from ..rewards.base import Reward, check_images
+from ..rewards.base import Reward
 from .bundle import load
 from .prompts import parse
 from .scorer import Scorer
@@ -28,8 +28,7 @@ class VerifierReward(_WorldReward):
     units = "how nearly the prompt holds, 0..1"
     typical = (0.3, 1.0)
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return verify(images, prompts)[1].to(images.device)
 
 
@@ -47,8 +46,7 @@ class ScorerReward(_WorldReward):
             self.model.load_state_dict(load("scorer"))
             self.model.eval().requires_grad_(False)
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        check_images(images)
+    def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
         weight = self.model.text_in.weight
         pixels = images.clamp(0, 1).movedim(-1, 1).to(weight)
         return self.model(pixels, prompts).to(images.device)

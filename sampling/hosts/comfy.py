@@ -69,9 +69,7 @@ class ComfyFlow:
         self.vae, self.judge = vae, judge
         self.items = len(model.noise)
         self.base_model = model.inner_model.inner_model
-        guider = model.inner_model
-        guided = bool(guider.conds.get("negative")) and getattr(guider, "cfg", 1.0) != 1.0
-        self.forwards_per_call = 2 if guided else 1
+        self.forwards_per_call = _forwards(model.inner_model)
         self.keyframes: Keyframes | None = None
         self.one_at_a_time = False
         self.rationing = Rationing()
@@ -183,6 +181,16 @@ class ComfyFlow:
 
     def image_gradients(self) -> AbstractContextManager:
         raise ValueError(NO_IMAGE_GRADIENTS)
+
+
+def _forwards(guider) -> int:
+    """Forwards of the network that a call takes: one for each prompt that the guider weighs.
+
+    At cfg 1 the host leaves the negative one out, where there are no more than two.
+    """
+    asked = {name for name, conds in guider.conds.items() if conds}
+    alone = asked <= {"positive", "negative"} and getattr(guider, "cfg", 1.0) == 1.0
+    return 1 if alone else len(asked)
 
 
 def _small(images: Tensor) -> Tensor:

@@ -1,16 +1,12 @@
-"""The search as a ComfyUI SAMPLER, and KSampler's way of sampling by it."""
+"""The search as a ComfyUI SAMPLER."""
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import comfy.model_management
-import comfy.sample
 import comfy.samplers
-import comfy.utils
 import torch
 from torch import Tensor
 
@@ -28,16 +24,12 @@ from .comfy_memory import (
     load_beside,
     patch_of,
     peak_memory,
-    reserve,
     rows_at_once,
     watch_memory,
 )
 from .comfy_patches import patches
 from .comfy_prepare import Prepared, prepare
 from .comfy_progress import Progress
-
-SIZES = ("downscale_ratio_spacial", "downscale_ratio_temporal")
-"""Keys of an empty latent by which newer hosts give it the model's own size."""
 
 
 class SearchSampler:
@@ -89,12 +81,7 @@ class SearchSampler:
 
     def check(self, model, image: Tensor, sigmas: Tensor) -> None:
         """Raise ValueError for what can be known to be wrong before the model is loaded."""
-        check_model(model)
-        check_latent(model, image)
-        check_vae(model, self.vae)
-        if STRATEGIES[self.settings.strategy].needs_image_gradients:
-            raise ValueError(NO_IMAGE_GRADIENTS)
-        distinct_levels(sigmas.tolist())
+        check(self.settings, self.vae, model, image, sigmas)
 
     def report(self) -> dict:
         """The last run's report."""
@@ -111,9 +98,9 @@ class SearchSampler:
         flow = ComfyFlow(model, sigmas, extra_args, self.vae, self.judge)
         base, shape = flow.base_model, model.noise.shape
         self.check(base.current_patcher, model.latent_image, sigmas)
-        settings = _sized(self.settings, base, shape)
+        settings = sized(self.settings, base, shape)
         if KEY not in base.current_patcher.additional_models:  # a host's sampler loaded the model
-            rows = _rows(settings, base.current_patcher, shape)
+            rows = rows_of(settings, base.current_patcher, shape)
             load_beside(model.inner_model, self.vae, self.models, shape, rows)
         prepared, progress = self._prepare(flow, settings, sigmas, callback)
 
@@ -178,14 +165,24 @@ class SearchSampler:
         self.result = self.latents = self.plain = self.candidates = None
 
 
-def _sized(settings: SearchSettings, base, shape) -> SearchSettings:
+def check(settings: SearchSettings, vae, model, image: Tensor, sigmas: Tensor) -> None:
+    """Raise ValueError for what can be known to be wrong before the model is loaded."""
+    check_model(model)
+    check_latent(model, image)
+    check_vae(model, vae)
+    if STRATEGIES[settings.strategy].needs_image_gradients:
+        raise ValueError(NO_IMAGE_GRADIENTS)
+    distinct_levels(sigmas.tolist())
+
+
+def sized(settings: SearchSettings, base, shape) -> SearchSettings:
     """``settings`` with the rows that run at once, where they leave that open."""
     if settings.micro_batch:
         return settings
     return replace(settings, micro_batch=rows_at_once(shape, patch_of(base)))
 
 
-def _rows(settings: SearchSettings, patcher, shape) -> int:
+def rows_of(settings: SearchSettings, patcher, shape) -> int:
     """Rows of each latent that run at once: one in a batch, and under patches."""
     alone = shape[0] > 1 or bool(patches(patcher, patcher.model_options))
     return 1 if alone else settings.micro_batch
@@ -195,80 +192,3 @@ def _returned(base, sigmas: Tensor, latents: Tensor) -> Tensor:
     """What the host makes of a sampler's ``latents``."""
     clean = base.model_sampling.inverse_noise_scaling(sigmas[-1], latents)
     return base.process_latent_out(clean.to(torch.float32))
-
-
-def sample_latents(
-    model,
-    positive,
-    negative,
-    latent: dict,
-    search_sampler: SearchSampler,
-    *,
-    seed: int,
-    steps: int,
-    cfg: float,
-    scheduler: str,
-    denoise: float,
-) -> dict:
-    """The LATENT that the host's KSampler returns for these arguments, by ``search_sampler``.
-
-    Everything that can be checked is, before the first model call. At denoise 0 there is nothing to
-    sample, and the latent comes back as it is.
-
-    Raises:
-        ValueError: not a flow model, a VAE or latent of another model, or a schedule that no flow
-            has.
-    """
-    check_model(model)
-    image = _image(model, latent)
-    options = {"device": model.load_device, "sampler": "euler", "scheduler": scheduler}
-    sigmas = comfy.samplers.KSampler(
-        model, steps=steps, denoise=denoise, model_options=model.model_options, **options
-    ).sigmas
-    if len(sigmas) == 0:
-        return _like(latent, image)
-    search_sampler.check(model, image, sigmas)
-    if search_sampler.models:
-        # first of all, so that the diffusion model takes what memory they leave
-        comfy.model_management.load_models_gpu(search_sampler.models)
-    beside = model.clone()
-    beside.set_additional_models(KEY, [search_sampler.vae.patcher, *search_sampler.models])
-    settings = _sized(search_sampler.settings, model.model, image.shape)
-    reserve(beside, search_sampler.vae, _rows(settings, model, image.shape))
-    guider = comfy.samplers.CFGGuider(beside)
-    if negative is None:  # as the host's BasicGuider does
-        guider.inner_set_conds({"positive": positive})
-    else:
-        guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    samples = guider.sample(
-        comfy.sample.prepare_noise(image, seed, latent.get("batch_index")),
-        image,
-        search_sampler.sampler(),
-        sigmas,
-        denoise_mask=latent.get("noise_mask"),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
-    return _like(latent, samples)
-
-
-def plain_latents(latent: dict, search_sampler: SearchSampler) -> dict:
-    """The LATENT of the last run's plain sample; ``latent`` itself where nothing was sampled."""
-    plain = search_sampler.plain
-    return latent if plain is None else _like(latent, plain)
-
-
-def _image(model, latent: dict) -> Tensor:
-    """The latents to start from, an empty one in the model's own channels and size."""
-    known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
-    sizes = {name: latent.get(name) for name in SIZES if name in known}
-    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **sizes)
-
-
-def _like(latent: dict, samples: Tensor) -> dict:
-    """``samples`` with the keys of ``latent`` that KSampler keeps, as it hands them on."""
-    management = comfy.model_management
-    dtype = getattr(management, "intermediate_dtype", lambda: samples.dtype)()
-    kept = {key: value for key, value in latent.items() if key not in SIZES}
-    return {**kept, "samples": samples.to(management.intermediate_device(), dtype)}

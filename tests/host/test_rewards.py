@@ -43,7 +43,7 @@ def scorer(reward: list, **inputs) -> dict:
 
 
 def table(run, node: str) -> dict[str, list[float]]:
-    header, *lines = run.text(node).splitlines()
+    header, *lines = run.text(node).split("\n\n")[0].splitlines()  # notes come after
     rows = sorted((line.split() for line in lines), key=lambda row: int(row[1]))
     return {
         name: [float(row[2 + column]) for row in rows]
@@ -61,6 +61,7 @@ def test_a_reward_loads_and_scores_a_batch(server, models, name):
     scores = table(run, "scores")[name]
     assert len(scores) == 3
     assert len(set(scores)) > 1 or name == "image_similarity"
+    assert ("where the official" in run.text("scores")) == (name in tiny.LEARNED)
     assert len(run.output("scores")["images"]) == 3
     assert server.view(run.output("scores")["images"][0])[:4] == b"\x89PNG"
 
@@ -165,3 +166,13 @@ def test_networks_are_managed_by_the_host(in_host, models):
     assert seen["same_scores_after_unloading"]
     assert seen["whole_though_short_of_memory"]
     assert seen["freed_in_part"] == 0
+
+
+def test_a_tower_in_the_hosts_clip_vision_serves(in_host, models, tmp_path):
+    seen = in_host("towers.py", str(models), str(tmp_path))
+    assert seen == {
+        "first_folder": "reward_models",
+        "lacked_before": 1,
+        "lacks": [],
+        "same_scores": True,
+    }

@@ -21,7 +21,7 @@ class Named(Reward):
     def __init__(self, name: str):
         self.name = name
 
-    def score(self, images, prompts):
+    def _score(self, images, prompts):
         raise NotImplementedError("the flow below scores")
 
 

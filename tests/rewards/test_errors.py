@@ -2,8 +2,13 @@
 
 import json
 import pickle
+import re
 import shutil
+import subprocess
+import sys
 import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -11,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flow_ttrl.rewards import CATALOGUE, RewardMix, load_reward
+from flow_ttrl.rewards.checkpoints import weights_file
 from flow_ttrl.rewards.networks import on_device
 
 
@@ -131,6 +137,50 @@ def bad_config(file):
     (file.parent / "config.json").write_text("{not json")
 
 
+def nothing(file):
+    file.write_bytes(b"")
+
+
+def fp8(file):
+    changed(
+        file,
+        lambda state: state.update(
+            {k: v.to(torch.float8_e4m3fn) for k, v in state.items() if v.ndim > 1}
+        ),
+    )
+
+
+def one_in_fp8(key):
+    return lambda file: changed(
+        file, lambda state: state.update({key: state[key].to(torch.float8_e4m3fn)})
+    )
+
+
+def an_optimizer(file):
+    torch.save({"optimizer": {"lr": torch.zeros(1)}, "epoch": 3}, file)
+
+
+def configured(**parts):
+    """The config beside the file with these changed; None takes one out."""
+
+    def change(file):
+        path = file.parent / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({**config, **parts}))
+
+    return change
+
+
+def open_clip_configured(part=None, **values):
+    def change(file):
+        path = file.parent / "open_clip_config.json"
+        config = json.loads(path.read_text())["model_cfg"]
+        (config[part] if part else config).update(values)
+        path.write_text(json.dumps({"model_cfg": config}))
+
+    return change
+
+
 _VISION = "vision_model.encoder.layers.1.mlp.fc1.weight"
 DAMAGED = [
     ("clipscore", CLIP, cut, "whole checkpoint"),
@@ -149,10 +199,17 @@ DAMAGED = [
     ("clipscore", CLIP, set_to("logit_scale", [4.6, 4.6]), "logit_scale"),
     ("clipscore", CLIP, set_to("logit_scale", 100.0), "logit_scale"),
     ("clipscore", CLIP, set_to("logit_scale", float("nan")), "logit_scale"),
+    ("clipscore", CLIP, fp8, "float8_e4m3fn; get a file that is not quantised"),
+    ("clipscore", CLIP, lambda file: (file.parent / "config.json").write_text("[]"), "a list"),
+    ("clipscore", CLIP, configured(vision_config={"hidden_size": "wide"}), "config of the model"),
+    ("clipscore", CLIP, configured(vision_config={"hidden_size": 7}), "config of the model"),
     ("aesthetic_v2_5", SIGLIP, replaced_by(CLIP), "text_projection"),
     ("aesthetic_v2_5", SIGLIP, extra("adapter.weight"), "adapter.weight"),
     ("pickscore", PICK, cut, "whole checkpoint"),
     ("pickscore", PICK, page, "whole checkpoint"),
+    ("pickscore", PICK, nothing, "0 bytes: it is empty or cut off"),
+    ("pickscore", PICK, an_optimizer, "one of optimizer, epoch"),
+    ("pickscore", PICK, fp8, "float8_e4m3fn; get a file that is not quantised"),
     ("pickscore", PICK, evil, "run code"),
     ("pickscore", PICK, plain_pickle, "no checkpoint"),
     ("pickscore", PICK, a_list, "dictionary of tensors"),
@@ -162,6 +219,12 @@ DAMAGED = [
     ("hps", HPS, extra("visual.head.weight"), "visual.head.weight"),
     ("hps", HPS, wider("text_projection"), "text_projection"),
     ("hps", HPS, cut, "whole checkpoint"),
+    ("hps", HPS, nothing, "0 bytes"),
+    ("hps", HPS, one_in_fp8("visual.proj"), "float8_e4m3fn"),
+    ("hps", HPS, open_clip_configured(custom_text=True), "text."),
+    ("hps", HPS, open_clip_configured(made_up=1), "made_up"),
+    ("hps", HPS, open_clip_configured("text_cfg", hf_model_name="xlm-roberta"), "xlm-roberta"),
+    ("hps", HPS, open_clip_configured("vision_cfg", timm_model_name="vit_so"), "vit_so"),
     ("hps", HPS, replaced_by(PICK), "positional_embedding"),
     ("imagereward", REWARD, without("mlp.layers.7.weight"), "head.7.weight"),
     ("imagereward", REWARD, extra("blip.visual_encoder.blocks.2.norm1.weight"), "layers.2"),
@@ -171,6 +234,8 @@ DAMAGED = [
     ("aesthetic", HEAD, without("layers.4.bias"), "layers.4.bias"),
     ("aesthetic", HEAD, wider("layers.0.weight"), "layers.0.weight"),
     ("aesthetic", HEAD, evil, "run code"),
+    ("aesthetic", HEAD, nothing, "0 bytes: it is empty or cut off"),
+    ("aesthetic", HEAD, fp8, "float8_e4m3fn"),
 ]
 
 
@@ -189,6 +254,78 @@ def test_a_damaged_or_wrong_file_is_named(own, capsys, name, file, damage, named
     assert "run by a checkpoint" not in capsys.readouterr().out
 
 
+def prefixed(prefix):
+    def change(file):
+        def rename(state):
+            whole = {f"{prefix}{key}": value for key, value in state.items()}
+            state.clear()
+            state.update(whole)
+
+        changed(file, rename)
+
+    return change
+
+
+def kept_under(name):
+    return lambda file: torch.save({name: torch.load(file, weights_only=True), "epoch": 3}, file)
+
+
+def returning_tuples(file):
+    """As of a model that somebody called in ways of his own."""
+    strange = {"return_dict": False, "torchscript": True, "output_hidden_states": True}
+    strange |= {
+        "_attn_implementation": "flash_attention_2",
+        "attn_implementation": "flex_attention",
+    }
+    path = file.parent / "config.json"
+    config = json.loads(path.read_text())
+    for part in ("text_config", "vision_config"):
+        config[part] |= strange
+    path.write_text(json.dumps(config | strange))
+
+
+HARMLESS = [
+    ("clipscore", CLIP, returning_tuples),
+    ("pickscore", PICK, returning_tuples),
+    ("aesthetic_v2_5", SIGLIP, returning_tuples),
+    ("imagereward", REWARD, returning_tuples),
+    ("hps", HPS, open_clip_configured(custom_text=False)),
+    ("hps", HPS, prefixed("module.")),
+    ("clipscore", CLIP, prefixed("module.")),
+    ("pickscore", PICK, prefixed("module._orig_mod.")),
+    ("imagereward", REWARD, prefixed("module.")),
+    ("aesthetic", HEAD, prefixed("module.")),
+    ("aesthetic", HEAD, kept_under("model_state_dict")),
+    ("imagereward", REWARD, kept_under("model")),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "change"), HARMLESS, ids=[f"{n}-{k}" for k, (n, *_) in enumerate(HARMLESS)]
+)
+def test_what_is_no_matter_of_the_model_changes_no_score(own, name, file, change):
+    images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    before = load(own, name).score(images, ["a red fox", "the sign"])
+    change(own / file)
+    assert torch.equal(load(own, name).score(images, ["a red fox", "the sign"]), before)
+
+
+def test_a_custom_text_tower_of_open_clips_own_loads(own):
+    """The same tensors under the keys that open_clip gives them then."""
+    images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    before = load(own, "hps").score(images, ["a red fox", "the sign"])
+    towers = ("visual.", "logit_scale")
+
+    def rename(state):
+        whole = {k if k.startswith(towers) else f"text.{k}": v for k, v in state.items()}
+        state.clear()
+        state.update(whole)
+
+    changed(own / HPS, rename)
+    open_clip_configured(custom_text=True)(own / HPS)
+    assert torch.equal(load(own, "hps").score(images, ["a red fox", "the sign"]), before)
+
+
 MISSING = [(name, file) for name in tiny.LEARNED for file in CATALOGUE[name].files]
 
 
@@ -202,6 +339,31 @@ def test_a_missing_file_is_named_with_all_one_needs_to_get_it(tmp_path, name, fi
     for part in (str(tmp_path / file.path), file.licence, file.repo or file.source, "MB"):
         assert part in told
     assert f"flow-ttrl rewards --download {name}" in told
+
+
+def test_the_command_that_an_error_names_can_be_run(tmp_path):
+    """As it stands there, by a shell, from a pack folder of any name."""
+    home = tmp_path / "Comfy UI"
+    (home / "custom_nodes").mkdir(parents=True)
+    folder = home / "custom_nodes" / "my pack v1.0"
+    folder.symlink_to(Path(__file__).resolve().parents[2])
+    command = [sys.executable, str(folder), "score", __file__, "--reward", "hps"]
+    told = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+    assert told.returncode == 2
+    (named,) = re.findall(r"or run: (.*)$", told.stderr, re.MULTILINE)
+    assert named.endswith(f"--models '{home}/models/reward_models'")
+    listing = named.replace("--download hps", "--json")
+    ran = subprocess.run(listing, shell=True, capture_output=True, text=True, cwd="/")  # noqa: S602
+    assert ran.returncode == 0, ran.stderr
+    assert not json.loads(ran.stdout)["rewards"]["hps"]["ready"]
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_path_in_quotes_is_that_path(own, quote):
+    path = f" {quote}{own / CLIP}{quote}"
+    assert load(own, "clipscore", path=path).name == "clipscore"
+    with pytest.raises(FileNotFoundError, match="expected a file or folder at /nowhere/a b, got"):
+        load(own, "clipscore", path=f"{quote}/nowhere/a b{quote}")
 
 
 @pytest.mark.parametrize(
@@ -227,6 +389,25 @@ def test_weights_that_are_not_numbers_are_found_out_at_the_first_score(own):
     changed(own / CLIP, lambda state: state["visual_projection.weight"].fill_(float("nan")))
     with pytest.raises(ValueError, match="expected finite scores from 'clipscore', got nan"):
         RewardMix(((load(own, "clipscore"), 1.0),)).score(torch.rand(2, 32, 32, 3), ["a cat"])
+
+
+@pytest.mark.parametrize("name", tiny.LEARNED)
+def test_a_model_of_other_training_is_told_beside_its_scores(own, monkeypatch, name):
+    """Such as a plain LAION ViT-H in the place of hps, with the same tensors but for their values;
+    a file of the official one's size passes for it."""
+    mix = RewardMix(((load(own, name), 1.0),))
+    told = mix.judge(["a cat"]).report()["notes"]
+    assert told == mix.notes
+    assert len(told) == len(CATALOGUE[name].files)
+    for note, file in zip(told, CATALOGUE[name].files, strict=True):
+        assert re.match(rf"{name}: {re.escape(str(own))}.* bytes where the official ", note)
+        assert f" has {file.size:,}: if it is of other training, so are its scores" in note
+    first, *others = CATALOGUE[name].files
+    path = own / tiny.PATHS[name] if name in tiny.PATHS else first.find([own])
+    official = replace(first, size=weights_file(path).stat().st_size)
+    entry = replace(CATALOGUE[name], files=(official, *others))
+    monkeypatch.setitem(CATALOGUE, name, entry)
+    assert len(RewardMix(((load(own, name), 1.0),)).notes) == len(told) - 1
 
 
 def test_a_file_that_changes_on_disk_does_not_change_a_reward_in_use(own):

@@ -18,14 +18,14 @@ class Told(Reward):
     def __init__(self, name: str, values: list[float]):
         self.name, self.values = name, values
 
-    def score(self, images, prompts):
+    def _score(self, images, prompts):
         return torch.tensor([self.values[int(i)] for i in images[:, 0, 0, 0] * 100])
 
 
 class Failing(Told):
     """Fails on every image whose value is None."""
 
-    def score(self, images, prompts):
+    def _score(self, images, prompts):
         values = [self.values[int(i)] for i in images[:, 0, 0, 0] * 100]
         if None in values:
             raise RuntimeError("no face found")
@@ -189,7 +189,7 @@ def test_a_reward_that_is_only_measured_never_ends_a_run():
 )
 def test_out_of_memory_is_not_hidden(error):
     class Large(Told):
-        def score(self, images, prompts):
+        def _score(self, images, prompts):
             if len(images) > 1:
                 raise error
             return torch.zeros(1)
@@ -211,7 +211,7 @@ def test_an_empty_prompt_is_told(caplog):
 
 def test_a_wrong_number_of_scores_is_refused():
     class Short(Told):
-        def score(self, images, prompts):
+        def _score(self, images, prompts):
             return torch.zeros(1)
 
     with pytest.raises(ValueError, match="expected 2 scores from 'short', got"):
@@ -220,7 +220,7 @@ def test_a_wrong_number_of_scores_is_refused():
 
 def test_prompts_go_round():
     class Asked(Told):
-        def score(self, images, prompts):
+        def _score(self, images, prompts):
             self.prompts = prompts
             return torch.zeros(len(images))
 

@@ -1,5 +1,7 @@
 """Preprocessing on tensors against PIL, and against the official transforms' arithmetic."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,45 @@ def test_clip_pixels_are_pils(size):
     got = levels(preprocess.clip_pixels(tensor(array))[0]).movedim(0, -1).numpy()
     off = np.abs(got - expected)
     assert off.max() < 1e-3
+
+
+@pytest.mark.parametrize("size", [*SIZES, (7, 3000), (2000, 9)])
+@pytest.mark.parametrize("after", [(224, 224), (384, 384), (100, 517)])
+def test_resized_levels_are_pils_to_the_last_bit(size, after):
+    array = eight_bits(*size)
+    across = Image.fromarray(array).resize((after[1], size[0]), Image.Resampling.BICUBIC)
+    expected = np.asarray(across.resize(after[::-1], Image.Resampling.BICUBIC))
+    pixels = preprocess.channels_first(tensor(array))
+    got = (preprocess.resize(pixels, after)[0] * 255).round().byte().movedim(0, -1).numpy()
+    assert np.array_equal(got, expected)
+    middle = (preprocess.resize(pixels, after, 91, "even")[0] * 255).round().byte()
+    top, left = (round((side - 91) / 2) for side in after)
+    assert np.array_equal(middle.movedim(0, -1), expected[top : top + 91, left : left + 91])
+
+
+def test_no_order_of_summing_changes_a_bit():
+    """All products and sums are exact: whole numbers over 2^22, below 2^53."""
+    kernel = preprocess._matrix(1344, 224, None, "down", torch.device("cpu"))
+    whole = kernel * (1 << 22)
+    assert torch.equal(whole, whole.round())
+    assert 255 * whole.abs().sum(1).max() < 1 << 53
+    levels = torch.randint(0, 256, (3, 64, 1344)).double()
+    order = torch.randperm(1344, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(levels @ kernel.T, levels[..., order] @ kernel[:, order].T)
+
+
+def test_images_are_left_as_they_are():
+    images = tensor(eight_bits(96, 130))
+    before = images.clone()
+    for make in (preprocess.clip_pixels, preprocess.padded_pixels, preprocess.squashed_pixels):
+        make(images)
+    assert torch.equal(images, before)
+
+
+def test_a_long_strip_takes_no_more_room_than_its_middle():
+    began = time.perf_counter()
+    assert preprocess.clip_pixels(torch.rand(1, 2, 20000, 3)).shape == (1, 3, 224, 224)
+    assert time.perf_counter() - began < 10
 
 
 @pytest.mark.parametrize("size", SIZES)

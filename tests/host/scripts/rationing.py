@@ -36,6 +36,7 @@ world = importlib.import_module("pack.world.comfy")
 rewards = importlib.import_module("pack.world.rewards")
 sampling = importlib.import_module("pack.sampling")
 hosts = importlib.import_module("pack.sampling.hosts.comfy_sampler")
+ksampler = importlib.import_module("pack.sampling.hosts.comfy_ksampler")
 
 PROMPT, STEPS, SEED = "a red circle left of a blue square", 8, 3
 model, clip, vae = world.load_model("sd3"), world.load_clip(), world.load_vae("sd3")
@@ -53,7 +54,7 @@ def run(batch: int = 1, conditioning=positive, judge=None, **settings) -> tuple:
     judge = judge or rewards.driven_by("verifier").judge([PROMPT])
     settings = sampling.make_settings(**{"keep_better": False, **settings})
     sampler = hosts.SearchSampler(settings, vae, judge)
-    out = hosts.sample_latents(
+    out = ksampler.sample_latents(
         model, conditioning, negative, empty(batch), sampler, seed=SEED, **ARGUMENTS
     )
     return out["samples"], sampler.report()["host"]
@@ -64,7 +65,7 @@ def baseline(conditioning) -> torch.Tensor:
     judge = rewards.driven_by("verifier").judge([PROMPT])
     settings = sampling.make_settings(budget=3.0, keep_better=False)
     sampler = hosts.SearchSampler(settings, vae, judge, baseline=True)
-    hosts.sample_latents(model, conditioning, negative, empty(), sampler, seed=SEED, **ARGUMENTS)
+    ksampler.sample_latents(model, conditioning, negative, empty(), sampler, seed=SEED, **ARGUMENTS)
     return sampler.plain
 
 

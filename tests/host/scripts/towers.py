@@ -1,0 +1,60 @@
+"""A tower in the host's own clip_vision folder serves a reward. Prints one JSON object.
+
+    COMFYUI_PATH=... <the host's python> towers.py MODELS EMPTY
+
+MODELS are tiny checkpoints; EMPTY becomes the host's models folder, with CLIP's in clip_vision
+under a name of its own.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+MODELS, EMPTY = map(Path, sys.argv[1:])
+sys.argv[1:] = ["--cpu", "--base-directory", str(EMPTY)]
+sys.path.insert(0, os.environ["COMFYUI_PATH"])
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import folder_paths  # noqa: E402, F401
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[3]
+pack = types.ModuleType("pack")
+pack.__path__ = [str(ROOT)]
+sys.modules["pack"] = pack
+rewards = importlib.import_module("pack.rewards")
+files = importlib.import_module("pack.rewards.files")
+ours = importlib.import_module("pack.rewards.comfy")
+
+official = MODELS / "clip-vit-large-patch14"
+host = EMPTY / "models" / "clip_vision" / "own name"
+host.mkdir(parents=True)
+before = rewards.CATALOGUE["clipscore"].lacks(ours.folders())
+tower = host / "model.safetensors"  # with its config, since it is tiny
+for name in ("model.safetensors", "config.json"):
+    shutil.copy(official / name, host / name)
+twin = files.Twin(tower.stat().st_size, files.checksum(tower))
+entry = rewards.CATALOGUE["clipscore"]
+entry = replace(entry, files=(replace(entry.files[0], twins=(twin,)),))
+rewards.CATALOGUE["clipscore"] = entry
+
+images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+scores = [
+    rewards.load_reward("clipscore", folders=folders, place=ours.managed).score(images, ["a", "b"])
+    for folders in (ours.folders(), [MODELS])
+]
+found = {
+    "first_folder": ours.folders()[0].name,
+    "lacked_before": len(before),
+    "lacks": entry.lacks(ours.folders()),
+    "same_scores": torch.equal(*scores),
+}
+sys.stdout.write(json.dumps(found) + "\n")
