@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -60,6 +60,15 @@ class Flow(Protocol):
             ValueError: at the call, where a reward that drives has no gradient or the host
                 offers none.
         """
+        ...
+
+
+@runtime_checkable
+class OwnSteps(Protocol):
+    """A flow whose host has an arithmetic of its own for steps, such as that of half precision."""
+
+    def euler(self, x: Tensor, v: Tensor, sigma: float, to: float) -> Tensor:
+        """float32 latents ``x`` at level ``sigma``, of any leading shape, taken along ``v``."""
         ...
 
 

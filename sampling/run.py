@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .flow import Cost, Flow, Values
+from .flow import Cost, Flow, OwnSteps, Values
 from .noise import KeyedNoise, item_keys
 from .schedules import distinct_levels, spaced
 from .settings import SearchSettings
@@ -108,7 +108,10 @@ class Run:
 
     def euler(self, x: Tensor, v: Tensor, index: int) -> Tensor:
         """``x`` at level ``index`` taken to the next along ``v``."""
-        return x + v * (self.sigmas[index + 1] - self.sigmas[index])
+        sigma, to = self.sigmas[index], self.sigmas[index + 1]
+        if isinstance(self.flow, OwnSteps):
+            return self.flow.euler(x, v, sigma, to)
+        return x + v * (to - sigma)
 
     def onward(self, x: Tensor, index: int, v: Tensor | None = None) -> Iterator[State]:
         """Ordinary sampling of ``x`` [P, B, ...] from level ``index`` to the last."""

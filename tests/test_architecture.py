@@ -13,10 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "nodes"}
 MAY_IMPORT_HOST = {"nodes/", "sampling/hosts/comfy", "rewards/comfy", "world/comfy.py"}
 LAYERS = {"sampling": set(), "rewards": set(), "world": {"sampling", "rewards", "plots"}}
+LAYERS["cli"] = {"sampling", "rewards", "world", "headless", "console"}
+LAYERS["headless"] = {"sampling", "rewards", "world", "version"}
 
 
 def sources() -> list[Path]:
-    folders = ("sampling", "rewards", "world", "nodes")
+    folders = ("sampling", "rewards", "world", "nodes", "headless", "cli")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     return [*files, *ROOT.glob("*.py")]
 

@@ -1,20 +1,29 @@
-"""The tiny world's models as diffusers objects, in the configurations of its weights."""
+"""The tiny world's models as diffusers objects: models, pipelines, and a flow to search in."""
 
 from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from torch import Tensor
 
 from ..rewards import RewardMix
-from ..sampling import shifted_sigmas
-from ..sampling.hosts.diffusers import DiffusersFlow, Prompt
+from ..sampling.hosts.diffusers import DiffusersFlow
+from ..sampling.hosts.diffusers_networks import packed, unpacked
+from ..sampling.hosts.diffusers_pipelines import prepare
 from .bundle import SHIFT, load
 from .draw import IMAGE_SIZE
-from .encoder import FEATURES, encode_prompts
+from .encoder import FEATURES, MAX_TOKENS, encode_prompts
 from .latents import SCALE_SHIFT, to_family
 
 LATENT_CHANNELS = 16
@@ -85,22 +94,110 @@ def load_models(arch: str) -> tuple[SD3Transformer2DModel | FluxTransformer2DMod
         return transformer.eval().requires_grad_(False), vae.eval().requires_grad_(False)
 
 
-def world_flow(arch: str, prompts: list[str], reward: RewardMix, steps: int) -> DiffusersFlow:
+class TinySD3Pipeline(StableDiffusion3Pipeline):
+    """diffusers' SD3 pipeline with the world's prompt encoder."""
+
+    def encode_prompt(
+        self,
+        prompt,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt=None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        **_,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        if prompt_embeds is None:
+            prompts = _repeated(prompt, num_images_per_prompt)
+            prompt_embeds, pooled_prompt_embeds = _encoded(self, prompts)
+        if do_classifier_free_guidance and negative_prompt_embeds is None:
+            count = len(prompt_embeds)
+            given = _repeated(negative_prompt or "", num_images_per_prompt)
+            negatives = given * (count // len(given))
+            negative_prompt_embeds, negative_pooled_prompt_embeds = _encoded(self, negatives)
+        return (
+            prompt_embeds,
+            negative_prompt_embeds,
+            pooled_prompt_embeds,
+            negative_pooled_prompt_embeds,
+        )
+
+
+class TinyFluxPipeline(FluxPipeline):
+    """diffusers' FLUX pipeline with the world's prompt encoder."""
+
+    def encode_prompt(
+        self,
+        prompt,
+        num_images_per_prompt: int = 1,
+        prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        **_,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if prompt_embeds is None:
+            prompts = _repeated(prompt, num_images_per_prompt)
+            prompt_embeds, pooled_prompt_embeds = _encoded(self, prompts)
+        return prompt_embeds, pooled_prompt_embeds, prompt_embeds.new_zeros(MAX_TOKENS, 3)
+
+
+def _repeated(prompt: str | list[str], count: int) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    return [one for one in prompts for _ in range(count)]
+
+
+def _encoded(pipe, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    like = pipe.transformer
+    return tuple(t.to(like.device, like.dtype) for t in encode_prompts(prompts))
+
+
+def world_pipeline(arch: str) -> TinySD3Pipeline | TinyFluxPipeline:
+    """The bundled models of ``arch`` ("sd3" or "flux") as a pipeline of their own scheduler."""
+    transformer, vae = load_models(arch)
+    others = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    if arch == "sd3":
+        others |= dict.fromkeys(("text_encoder_3", "tokenizer_3"))
+    pipe = (TinySD3Pipeline if arch == "sd3" else TinyFluxPipeline)(
+        transformer=transformer,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        **others,
+    )
+    pipe.default_sample_size = LATENT_SIZE
+    return pipe
+
+
+class WorldFlow(DiffusersFlow):
+    """A call of the world's pipelines, whose latents are [N, 16, 12, 12] in either architecture.
+
+    So they are in ComfyUI, too: an item's draws, and with them its images, are the same there.
+    """
+
+    def velocity(self, x: Tensor, sigma: float, item: Tensor) -> Tensor:
+        if not isinstance(self.call.pipe, FluxPipeline):
+            return super().velocity(x, sigma, item)
+        side = LATENT_SIZE // 2
+        return unpacked(super().velocity(packed(x), sigma, item), side, side)
+
+    def decode(self, x0: Tensor, item: Tensor) -> Tensor:
+        return super().decode(packed(x0) if isinstance(self.call.pipe, FluxPipeline) else x0, item)
+
+
+def world_flow(arch: str, prompts: list[str], reward: RewardMix, steps: int) -> WorldFlow:
     """The bundled models of ``arch`` on ``prompts`` as a flow, judged by ``reward``.
 
     Raises:
         ValueError: a prompt outside the world's language.
     """
-    transformer, vae = load_models(arch)
-    return DiffusersFlow(
-        transformer,
-        vae,
-        Prompt(*encode_prompts(prompts)),
-        Prompt(*encode_prompts([""])),
-        guidance=GUIDANCE[arch],
-        sigmas=shifted_sigmas(steps, SHIFT),
-        judge=reward.judge(prompts),
-    )
+    call = {
+        "prompt": prompts,
+        "guidance_scale": GUIDANCE[arch],
+        "num_inference_steps": steps,
+        "sigmas": np.linspace(1, 1 / steps, steps),
+        "generator": torch.Generator(),
+    }
+    return WorldFlow(prepare(world_pipeline(arch), call), reward.judge(prompts))
 
 
 def start_noise(seed: int, items: int = 1, first: int = 0) -> Tensor:

@@ -18,7 +18,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import l1_loss, mse_loss
 
-from ..sampling.hosts.diffusers import flux_velocity, sd3_velocity
+from ..sampling.hosts.diffusers_networks import (
+    flux_velocity,
+    packed,
+    patch_places,
+    sd3_velocity,
+    unpacked,
+)
 from . import latents as latent_space
 from .diffusers import build_transformer, build_vae
 from .encoder import encode_tokens, pad_tokens
@@ -83,7 +89,10 @@ class Flow:
             if self.arch == "sd3":
                 v = sd3_velocity(model, x, sigma, embeds, pooled)
             else:
-                v = flux_velocity(model, x, sigma, embeds, pooled, guidance)
+                side = x.shape[-1] // 2
+                places = patch_places(side, side)
+                v = flux_velocity(model, packed(x), sigma, embeds, pooled, guidance, places)
+                v = unpacked(v, side, side)
         return v.float()
 
     def example(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

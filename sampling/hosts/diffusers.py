@@ -1,140 +1,74 @@
-"""Flow models as diffusers loads them: velocities of SD3 and FLUX transformers on 4-D latents."""
+"""Flow models as diffusers loads them: a pipeline's call as the search's flow.
+
+pipe = FluxPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", torch_dtype=torch.bfloat16)
+found = search_images(pipe.to("cuda"), reward, make_settings(budget=6), prompt="a red fox")
+found.images[0].save("fox.png")
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
+from ..budget import plan
 from ..flow import Judge, Values
+from ..report import OnStep, SearchResult, StepEvent
+from ..search import search
+from ..settings import SearchSettings
+from ..strategies import STRATEGIES, make_settings
+from .diffusers_call import PipelineCall
+from .diffusers_pipelines import prepare
 
-PIXELS_AT_ONCE = 2**17
+DECODED_AT_ONCE = 2**17
 """Images are decoded in groups of about this many pixels, one by one where one has more: larger
 groups take memory and no less time."""
+SAMPLED_AT_ONCE = 2**21
+"""Pixels of the images whose candidates go through the transformer together: two of 1024 x 1024
+keep a GPU busy."""
 
-
-def sd3_velocity(transformer, x: Tensor, sigma: Tensor, embeds: Tensor, pooled: Tensor) -> Tensor:
-    """Velocity [B, C, H, W] of an ``SD3Transformer2DModel`` at latents ``x`` and levels ``sigma``.
-
-    Args:
-        x: latents [B, C, H, W] in the model's scaled space.
-        sigma: noise levels [B] in 0..1.
-        embeds, pooled: prompt features [B, L, F] and [B, P].
-    """
-    return transformer(
-        hidden_states=x,
-        timestep=sigma * 1000,
-        encoder_hidden_states=embeds,
-        pooled_projections=pooled,
-        return_dict=False,
-    )[0]
-
-
-def flux_velocity(
-    transformer, x: Tensor, sigma: Tensor, embeds: Tensor, pooled: Tensor, guidance: float
-) -> Tensor:
-    """Velocity [B, C, H, W] of a ``FluxTransformer2DModel``; latents are packed inside.
-
-    ``guidance`` is the distilled guidance scale (FLUX.1-dev: 3.5); models without the embedding
-    ignore it. Other arguments as in :func:`sd3_velocity`; H and W even.
-    """
-    b, c, h, w = x.shape
-    packed = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    rows = torch.arange(h // 2, device=x.device, dtype=torch.float32)
-    columns = torch.arange(w // 2, device=x.device, dtype=torch.float32)
-    grid = torch.cartesian_prod(rows, columns)
-    guided = transformer.config.guidance_embeds
-    v = transformer(
-        hidden_states=packed.reshape(b, h * w // 4, 4 * c),
-        timestep=sigma,
-        guidance=torch.full_like(sigma, guidance) if guided else None,
-        encoder_hidden_states=embeds,
-        pooled_projections=pooled,
-        txt_ids=grid.new_zeros(embeds.shape[1], 3),
-        img_ids=torch.cat([torch.zeros_like(grid[:, :1]), grid], 1),
-        return_dict=False,
-    )[0]
-    v = v.reshape(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return v.reshape(b, c, h, w)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Encoded prompts: features [B, L, F] and pooled [B, P], as the pipelines encode them."""
-
-    embeds: Tensor
-    pooled: Tensor
-
-    def of(self, item: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and pooled vectors of rows of ``item`` [N]; a single prompt is every item's."""
-        index = item if len(self.embeds) > 1 else torch.zeros_like(item)
-        return self.embeds[index], self.pooled[index]
+RECOMPUTED_FROM = 512 * 512
+"""Pixels of an image from which on a gradient's graph keeps no activations of blocks: a third more
+time, and a fraction of the memory."""
 
 
 class DiffusersFlow:
-    """A SD3 or FLUX transformer and VAE of diffusers, as the search's flow.
+    """A pipeline's call as a flow.
 
     Args:
-        transformer: ``SD3Transformer2DModel`` or ``FluxTransformer2DModel``.
-        vae: ``AutoencoderKL``.
-        prompt: the encoded prompts, one per batch item.
-        negative: for SD3's classifier-free guidance; None samples without.
-        guidance: SD3's CFG scale, FLUX's distilled guidance scale.
-        sigmas: noise levels [T + 1].
+        call: made ready up to its loop.
         judge: what images are scored by.
+        decoder: what decodes images to be judged, such as an ``AutoencoderTiny``; by default the
+            pipeline's VAE.
     """
 
-    def __init__(
-        self,
-        transformer,
-        vae,
-        prompt: Prompt,
-        negative: Prompt | None,
-        *,
-        guidance: float,
-        sigmas: Tensor,
-        judge: Judge,
-    ):
-        self.transformer, self.vae = transformer, vae
-        self.prompt, self.negative, self.guidance = prompt, negative, guidance
-        self.sigmas, self.judge = sigmas, judge
-        self.flux = isinstance(transformer, FluxTransformer2DModel)
-        self.guided = negative is not None and not self.flux and guidance != 1
-        self.forwards_per_call = 2 if self.guided else 1
+    def __init__(self, call: PipelineCall, judge: Judge, decoder=None):
+        self.call, self.judge = call, judge
+        self.decoder = decoder or call.pipe.vae
+        self.sigmas, self.forwards_per_call = call.sigmas, call.forwards_per_call
+        self.dtype = call.noise.dtype
 
     def start(self, noise: Tensor, item: Tensor) -> Tensor:
         return noise
 
     def velocity(self, x: Tensor, sigma: float, item: Tensor) -> Tensor:
-        x = x.to(self.transformer.dtype)
-        level = torch.full((len(x),), sigma, device=x.device)
         with torch.set_grad_enabled(x.requires_grad):
-            embeds, pooled = self.prompt.of(item)
-            if self.flux:
-                return flux_velocity(self.transformer, x, level, embeds, pooled, self.guidance)
-            if not self.guided:
-                return sd3_velocity(self.transformer, x, level, embeds, pooled)
-            features, summary = self.negative.of(item)
-            both = sd3_velocity(
-                self.transformer,
-                torch.cat([x, x]),
-                torch.cat([level, level]),
-                torch.cat([embeds, features]),
-                torch.cat([pooled, summary]),
-            )
-            positive, negative = both.float().chunk(2)
-            return negative + self.guidance * (positive - negative)
+            return self.call.velocity(x.to(self.dtype), sigma, item)
+
+    def euler(self, x: Tensor, v: Tensor, sigma: float, to: float) -> Tensor:
+        """As the pipeline's scheduler steps, which rounds to the pipeline's precision."""
+        ends = torch.tensor([sigma, to], device=x.device)
+        return (x + (ends[1] - ends[0]) * v.to(self.dtype)).to(self.dtype).float()
 
     def decode(self, x0: Tensor, item: Tensor) -> Tensor:
-        config = self.vae.config
-        raw = x0 / config.scaling_factor + (config.shift_factor or 0)
-        pixels = 64 * raw[0, 0].numel()
-        parts = raw.to(self.vae.dtype).split(max(1, PIXELS_AT_ONCE // pixels))
         with torch.set_grad_enabled(x0.requires_grad):
-            images = torch.cat([self.vae.decode(part).sample for part in parts])
+            raw = self.call.raw(x0, self.decoder).to(self.decoder.dtype)
+            parts = raw.split(max(1, DECODED_AT_ONCE // self.call.pixels))
+            images = torch.cat([self.decoder.decode(part, return_dict=False)[0] for part in parts])
         images = images.float().movedim(1, -1) / 2 + 0.5
         return images if images.requires_grad else images.clamp(0, 1)
 
@@ -145,8 +79,165 @@ class DiffusersFlow:
         return self.judge.totals(values, seen)
 
     def gradients(self) -> AbstractContextManager:
-        return torch.enable_grad()
+        return self._recomputing(self.call.pipe.transformer)
 
     def image_gradients(self) -> AbstractContextManager:
         self.judge.check_differentiable()
-        return torch.enable_grad()
+        return self._recomputing(self.call.pipe.transformer, self.decoder)
+
+    @contextmanager
+    def _recomputing(self, *models) -> Iterator[None]:
+        """Gradients; of large images with the blocks' activations computed anew, not kept."""
+        large = self.call.pixels >= RECOMPUTED_FROM
+        changed = [model for model in models if large and not model.is_gradient_checkpointing]
+        for model in changed:
+            model.enable_gradient_checkpointing()
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for model in changed:
+                model.disable_gradient_checkpointing()
+
+
+class Reward(Protocol):
+    """What images are judged by: a reward mix."""
+
+    def judge(self, prompts: list[str]) -> Judge:
+        """It at work on ``prompts``, one an image."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchedImages:
+    """What a search of a pipeline's call gave.
+
+    Attributes:
+        images: in the call's ``output_type``, one an item.
+        plain: the plain samples from the same noise in the same form, where they were made.
+        result: latents, rewards and cost; see :class:`SearchResult`.
+        report: everything but images and latents, as a JSON object.
+    """
+
+    images: Any
+    plain: Any
+    result: SearchResult
+    report: dict
+
+
+def search_images(
+    pipe,
+    reward: Reward,
+    settings: SearchSettings | None = None,
+    *,
+    seed: int = 0,
+    baseline: bool = False,
+    judged_as: list[str] | None = None,
+    decoder=None,
+    on_step: OnStep | None = None,
+    finish_now: Callable[[], bool] | None = None,
+    **call,
+) -> SearchedImages:
+    """Sample a pipeline's call with the search.
+
+    Args:
+        pipe: a ``StableDiffusion3Pipeline`` or ``FluxPipeline``, with adapters, offloading,
+            quantisation and VAE tiling as the user has set them.
+        reward: what images are judged by.
+        settings: of the search; :func:`make_settings`' own by default. With budget 1 nothing is
+            searched, and the images are those of ``pipe(**call)``, bit by bit.
+        seed: fixes the search's draws and, unless ``generator`` or ``latents`` is given, the
+            starting noise: that of ``generator=torch.Generator().manual_seed(seed)``.
+        baseline: also sample plainly, for comparison.
+        judged_as: what rewards are told that the images are asked for, one an image; the prompts
+            by default.
+        decoder: decodes images to be judged, not those that are returned; e.g. ``AutoencoderTiny``.
+        on_step: told of every step; may raise to cancel.
+        finish_now: asked before each step; True ends the search and finishes the best so far.
+            Besides, the pipeline's own ``interrupt`` does.
+        call: arguments of the pipeline's own call (prompt, negative_prompt, height, width,
+            num_inference_steps, guidance_scale, ...). A ``callback_on_step_end`` may watch the
+            latents, not change them.
+
+    Raises:
+        ValueError: what cannot be carried out, before the first model call.
+    """
+    settings = settings or make_settings()
+    if call.get("generator") is None:
+        call["generator"] = torch.Generator().manual_seed(seed)
+    made = prepare(pipe, call)
+    pipe._interrupt = False  # as the pipeline's own call begins; a callback may set it
+    prompts = judged_as or made.prompts
+    if prompts is None or len(prompts) != len(made.noise):
+        raise ValueError(
+            f"expected judged_as of {len(made.noise)} texts, one an image, got "
+            f"{'none' if prompts is None else len(prompts)}; prompts that are embeddings cannot be "
+            "read back"
+        )
+    judge = reward.judge(prompts)
+    flow = DiffusersFlow(made, judge, decoder)
+    if STRATEGIES[settings.strategy].needs_image_gradients:
+        flow.image_gradients()
+    planned = plan(settings, made.sigmas.tolist(), made.forwards_per_call)
+    extra = (baseline or settings.keep_better) and not planned.makes_plain
+    whole = planned.cost.calls + extra * (len(made.sigmas) - 1)
+    reached = 0
+    with pipe.progress_bar(total=whole) as bar:
+
+        def tell(event: StepEvent) -> None:
+            nonlocal reached
+            bar.update(event.calls - bar.n)
+            if event.index != reached:  # what only judges is no step
+                reached = event.index
+                _call_back(made, event)
+            if on_step is not None:
+                on_step(event)
+
+        result = search(
+            flow,
+            made.noise,
+            _rationed(settings, made),
+            seed=seed,
+            baseline=baseline,
+            on_step=tell,
+            finish_now=lambda: pipe.interrupt or (finish_now is not None and finish_now()),
+        )
+        result = replace(result, settings=settings)
+        images = made.images(result.latents)
+        plain = None if result.plain is None else made.images(result.plain.latents)
+    pipe.maybe_free_model_hooks()
+    report = result.report() | {"prompts": prompts, "reward": judge.report()}
+    return SearchedImages(images, plain, result, report)
+
+
+def _rationed(settings: SearchSettings, made: PipelineCall) -> SearchSettings:
+    """With the candidates of an item that go through the transformer at once."""
+    if settings.micro_batch:
+        return settings
+    rows = SAMPLED_AT_ONCE // (made.pixels * len(made.noise))
+    return replace(settings, micro_batch=min(max(rows, 1), 4096))
+
+
+def _call_back(made: PipelineCall, event: StepEvent) -> None:
+    """Tell the call's own callback of a step, in the pipeline's terms."""
+    callback = made.arguments["callback_on_step_end"]
+    if callback is None:
+        return
+    names = made.arguments["callback_on_step_end_tensor_inputs"]
+    known = {
+        "latents": event.latent.to(made.noise.dtype),
+        "prompt_embeds": made.positive.embeds,
+        "pooled_prompt_embeds": made.positive.pooled,
+    }
+    if made.negative is not None:
+        known["negative_prompt_embeds"] = made.negative.embeds
+        known["negative_pooled_prompt_embeds"] = made.negative.pooled
+    given = {name: known[name] for name in names if name in known}
+    step = event.index - 1
+    answer = callback(made.pipe, step, made.timesteps[step], dict(given)) or {}
+    changed = [name for name, value in answer.items() if value is not given.get(name)]
+    if changed:
+        raise ValueError(
+            f"expected a callback that only watches, got one that changes {', '.join(changed)}; "
+            "return its tensors as they came"
+        )

@@ -61,7 +61,7 @@ def test_exact_gradients_run_through_the_models(arch):
     assert result.cost.backwards == 2 * 3 * 2  # items, search steps, iterations
     assert not torch.equal(result.latents, sample(flow, noise))
     assert not result.latents.requires_grad
-    assert all(parameter.grad is None for parameter in flow.transformer.parameters())
+    assert all(parameter.grad is None for parameter in flow.call.pipe.transformer.parameters())
 
 
 @pytest.mark.parametrize("arch", ["sd3", "flux"])
@@ -75,7 +75,7 @@ def test_the_reward_gradient_climbs_through_model_decoder_and_judge(arch):
 
 def test_a_judge_without_a_gradient_is_refused():
     flow, calls = flow_of("flux", "verifier", PROMPTS[:1], 4), []
-    flow.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    flow.call.pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(ValueError, match="expected rewards that have a gradient, got verifier"):
         search(flow, start_noise(2, 1), make_settings("reward_gradient"))
     assert not calls

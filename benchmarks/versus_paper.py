@@ -1,0 +1,162 @@
+"""The paper's published code and ours on the same components, prompts, seeds and settings.
+
+    python benchmarks/versus_paper.py --reference /path/to/Flow-TTRL --world tiny-world --arch flux
+
+The checkout is yours and stays as it is. Each side has a process of its own; they take turns, so
+that whatever else the machine does meets both. Theirs runs at its demo's settings; ours at the same
+(``--strategy flow_ttrl``) or another strategy at what theirs costs. What had to be worked around to
+run theirs at all is listed as ``workarounds``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from paper_sides import FILES, WORLDS, Ours, Side, Theirs
+
+from flow_ttrl.headless.paper import STEPS
+from flow_ttrl.sampling import STRATEGIES
+from flow_ttrl.world.prompts import held_out
+
+DRAWS = 2000
+"""Of the bootstrap that the confidence interval is from."""
+
+
+def serve(kind: type[Side], args, pipe) -> None:
+    """A side's process: answers tasks, one at a time."""
+    try:
+        side = kind(args, args.arch)
+        pipe.send({"ready": True})
+        while task := pipe.recv():
+            pipe.send(side.run(*task))
+    except Exception as error:
+        pipe.send({"error": f"{type(error).__name__}: {error}"})
+
+
+class Process:
+    """The other end of :func:`serve`."""
+
+    def __init__(self, kind: type[Side], args):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(kind, args, theirs), daemon=True)
+        self.process.start()
+        self.answer()
+
+    def answer(self) -> dict:
+        told = self.pipe.recv()
+        if "error" in told:
+            raise RuntimeError(told["error"])
+        return told
+
+    def run(self, *task) -> dict:
+        self.pipe.send(task)
+        return self.answer()
+
+    def end(self) -> None:
+        self.pipe.send(None)
+        self.process.join()
+
+
+def compare(args) -> dict:
+    """Both sides on every task, in turns."""
+    tiny_world = args.world == "tiny-world"
+    tasks = held_out("dev", args.tasks) if tiny_world else ["a red fox"] * args.tasks
+    theirs = Process(Theirs, args)
+    rows: dict[str, list[dict]] = {"theirs": [theirs.run(tasks[0], args.seed, True)], "ours": []}
+    args.budget = rows["theirs"][0]["calls"] / args.steps
+    ours = Process(Ours, args)
+    for number, prompt in enumerate(tasks):
+        if number:
+            rows["theirs"].append(theirs.run(prompt, args.seed + number, True))
+        rows["ours"].append(ours.run(prompt, args.seed + number, False))
+        sys.stderr.write(f"{number + 1} of {len(tasks)}\n")
+    for side in (theirs, ours):
+        side.end()
+    plain = [row["plain"] for row in rows["theirs"]]
+    gains = {n: [r["reward"] - p for r, p in zip(v, plain, strict=True)] for n, v in rows.items()}
+    told = {name: _summary(values, gains[name]) for name, values in rows.items()}
+    ratio = {n: told["ours"][n] / told["theirs"][n] for n in ("calls", "seconds", "peak_memory")}
+    return {
+        "world": args.world,
+        "arch": args.arch,
+        "strategy": args.strategy,
+        "steps": args.steps,
+        "tasks": len(tasks),
+        "plain": statistics.mean(plain),
+        **told,
+        "ratios": {"calls": ratio["calls"], "time": ratio["seconds"]}
+        | {"peak_memory": ratio["peak_memory"]},
+        "gain_difference": _interval(
+            [a - b for a, b in zip(gains["ours"], gains["theirs"], strict=True)]
+        ),
+        "workarounds": [
+            "its rollouts draw from torch's global generator: seeded before each image",
+            "its scorer downloads and needs CUDA: given a function with the same answer",
+        ],
+    }
+
+
+def _summary(rows: list[dict], gains: list[float]) -> dict:
+    """Means; time's median, since the machine has other work; the highest memory."""
+    names = ("model_calls", "backwards", "calls", "reward")
+    found = {name: statistics.mean(row[name] for row in rows) for name in names}
+    found["gain"] = statistics.mean(gains)
+    found["seconds"] = statistics.median(row["seconds"] for row in rows)
+    return found | {"peak_memory": max(row["peak_memory"] for row in rows)}
+
+
+def _interval(differences: list[float]) -> dict:
+    """Mean of paired differences and its 95% interval by bootstrap."""
+    values = torch.tensor(differences, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(len(values), (DRAWS, len(values)), generator=generator)
+    low, high = values[picks].mean(1).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    return {"mean": values.mean().item(), "ci_low": low, "ci_high": high}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--reference", required=True, help="checkout of the published code")
+    parser.add_argument("--world", choices=WORLDS, default=WORLDS[0])
+    parser.add_argument("--arch", choices=tuple(FILES), default="flux")
+    parser.add_argument("--strategy", choices=tuple(STRATEGIES), default="flow_ttrl")
+    parser.add_argument("--tasks", type=int, default=20, help="prompts, each from its own seed")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="3 tasks of 10 steps")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if not (Path(args.reference) / f"{FILES[args.arch]}.py").is_file():
+        sys.stderr.write(
+            f"expected {FILES[args.arch]}.py in {args.reference}, got no such file; name a "
+            "checkout of the published code\n"
+        )
+        return 2
+    if args.quick:
+        args.tasks, args.steps = 3, 10
+    found = compare(args)
+    if args.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        return 0
+    for name in ("theirs", "ours"):
+        told = "  ".join(f"{key} {value:.4g}" for key, value in found[name].items())
+        sys.stdout.write(f"{name:7s} {told}\n")
+    ratios = "  ".join(f"{name} {value:.2f}" for name, value in found["ratios"].items())
+    gap = found["gain_difference"]
+    sys.stdout.write(f"ours / theirs: {ratios}\n")
+    sys.stdout.write(
+        f"gain, ours - theirs: {gap['mean']:.4f} [{gap['ci_low']:.4f}, {gap['ci_high']:.4f}]\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

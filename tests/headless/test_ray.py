@@ -1,0 +1,57 @@
+"""Jobs over Ray's workers: the same files as without, and one that is killed loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_generate import _RUN, asked, files, generate
+
+from flow_ttrl.cli import main
+
+psutil = pytest.importorskip("psutil", reason="Ray brings psutil")
+ARGV = ("--model", "tiny-sd3", *asked("a red circle"), "--images", "8", "--steps", "6")
+ARGV += ("--budget", "3", "--device", "cpu", "--baseline")
+WORKERS = ("--engine", "ray", "--num-cpus", "2")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_nothing_and_makes_nothing_twice(capsys, tmp_path):
+    pytest.importorskip("ray", reason="engine ray needs ray")
+    generate(capsys, tmp_path / "one", *ARGV)
+    out, log = tmp_path / "many", tmp_path / "log"
+    command = [sys.executable, "-c", _RUN, "generate", *ARGV, *WORKERS, "--out", str(out), "--json"]
+    with log.open("w") as told:
+        running = subprocess.Popen(  # noqa: S603
+            command, stdout=subprocess.PIPE, stderr=told, text=True
+        )
+        victim = worker_at_work(running.pid, out)
+        os.kill(victim, signal.SIGKILL)
+        answer, _ = running.communicate(timeout=300)
+    assert running.returncode == 0, log.read_text()
+    assert "which is made by another" in log.read_text()
+    rows = json.loads(answer)["images"]
+    assert [row["seed"] for row in rows] == list(range(8))
+    assert files(out) == files(tmp_path / "one")
+
+
+def worker_at_work(parent: int, out) -> int:
+    """The process of a worker, once the first image is there."""
+    until = time.monotonic() + 240
+    while time.monotonic() < until:
+        if out.is_dir() and any(out.glob("*_[0-9].png")):
+            for child in psutil.Process(parent).children(recursive=True):
+                if "ImageWorker.make" in " ".join(child.cmdline()):
+                    return child.pid
+        time.sleep(0.05)
+    raise AssertionError("no worker of Ray was found at work")
+
+
+def test_workers_have_to_be_asked_for(capsys, tmp_path):
+    argv = ["generate", *ARGV, "--engine", "ray", "--out", str(tmp_path / "out")]
+    assert main(argv) == 2
+    assert "expected" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,70 @@
+"""The comparison with the published code: what it says without one, and its figures with one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from paper_sides import Counted, Peak
+from test_generate import ROOT
+from versus_paper import _interval
+
+from flow_ttrl.world.diffusers import world_pipeline
+
+REFERENCE = os.environ.get("FLOW_TTRL_REFERENCE", "")
+
+
+def run(*argv: str) -> subprocess.CompletedProcess:
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT / 'tests')!r}, {str(ROOT / 'benchmarks')!r}]\n"
+        "import conftest, versus_paper; sys.exit(versus_paper.main())"
+    )
+    command = [sys.executable, "-c", code, *argv]
+    return subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+
+
+@pytest.mark.slow
+def test_a_checkout_that_is_not_there(tmp_path):
+    made = run("--reference", str(tmp_path))
+    assert made.returncode == 2
+    assert "expected pipeline_FLUX_with_log_prob.py" in made.stderr
+
+
+def test_calls_and_graphs_are_counted_per_image():
+    pipe = world_pipeline("sd3")
+    counted = Counted(pipe, pair=True)
+    pipe(["a red circle", "a blue square"], num_inference_steps=3, output_type="latent")
+    assert counted.take() == {"model_calls": 6, "backwards": 0, "calls": 6}
+    assert counted.take()["model_calls"] == 0
+    counted.hook.remove()
+
+
+def test_the_interval_is_of_paired_differences():
+    found = _interval([0.1, 0.2, 0.3, 0.2] * 10)
+    assert found["mean"] == pytest.approx(0.2)
+    assert found["ci_low"] < 0.2 < found["ci_high"]
+    assert found["ci_high"] - found["ci_low"] == pytest.approx(4 * 0.0707 / 40**0.5, rel=0.2)
+
+
+def test_peak_memory_sees_what_is_gone_again():
+    with Peak() as peak:
+        torch.ones(2**25).mul_(2).sum()
+    assert 0.1 < peak.gigabytes < 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REFERENCE, reason="no FLOW_TTRL_REFERENCE, a checkout")
+@pytest.mark.parametrize("arch", ["sd3", "flux"])
+def test_ours_beside_theirs(arch):
+    before = sorted(Path(REFERENCE).rglob("*"))
+    made = run("--reference", REFERENCE, "--arch", arch, "--quick", "--json")
+    assert made.returncode == 0, made.stderr
+    told = json.loads(made.stdout)
+    assert told["theirs"]["backwards"] == told["ours"]["backwards"] == 10
+    assert told["ratios"].keys() == {"calls", "time", "peak_memory"}
+    assert told["ratios"]["calls"] < 0.9
+    assert {"mean", "ci_low", "ci_high"} == told["gain_difference"].keys()
+    assert sorted(Path(REFERENCE).rglob("*")) == before
