@@ -121,9 +121,9 @@ class SearchSampler:
             on_step=on_step,
             finish_now=lambda: self.finish_asked(since),
         )
-        weights = self.judge.report()["weights"]
-        found = replace(found, warnings=(*found.warnings, *fallen_witnesses(found, weights)))
-        self.result = replace(found, settings=self.settings)
+        fallen = fallen_witnesses(found, self.judge.report()["weights"])
+        found = replace(found, settings=self.settings, warnings=(*found.warnings, *fallen))
+        self.result = found
         self.latents = _returned(base, sigmas, found.latents)
         if found.plain is not None:
             self.plain = _returned(base, sigmas, found.plain.latents)
