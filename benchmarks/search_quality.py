@@ -31,8 +31,9 @@ TABLE = Path(__file__).parents[1] / "docs" / "search_quality.json"
 BATCH = 10
 """Tasks run side by side; results do not depend on it beyond rounding."""
 
-FINALISTS = ("steered", "evolution", "glass", "drafts")
-"""The best four of the development half, which the table has at every budget."""
+FINALISTS = ("steered", "glass", "evolution", "particles")
+"""The best four of the development half by the driver's reward (``docs/tuning.json``), which the
+table has at every budget."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ def table_cells(n: int, half: str, seed: int) -> list[Cell]:
     wanted += [(pair, "best_of_n", 1.0, 20) for pair in rest]
     wanted += [(pair, s, 6.0, 20) for s in FINALISTS for pair in rest]
     wanted += [
-        (pair, s, 6.0, t) for t in (4, 8) for s in (*FINALISTS, "best_of_n") for pair in main
+        (pair, s, 6.0, t)
+        for t in (4, 8)
+        for s in (*FINALISTS, "drafts", "best_of_n")
+        for pair in main
     ]
     wanted += [(pair, s, b, 20) for b in (3.0, 2.0, 4.0) for s in FINALISTS for pair in main]
     wanted += [(pair, "best_of_n", 8.0, 20) for pair in main]

@@ -34,7 +34,7 @@ class Evolution(Parameters):
     elites: int = ranged(2, 1, 64)
     generations: int = ranged(3, 0, 64)
     window: float = ranged(0.3, 0, 1)
-    mutation: float = ranged(0.5, 0, 1)
+    mutation: float = ranged(0.8, 0, 1)
     draft_steps: int = ranged(6, 1, 1000)
 
 

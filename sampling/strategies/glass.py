@@ -31,7 +31,7 @@ class Glass(Parameters):
 
     transitions: int = ranged(4, 1, 64)
     window: float = ranged(0.8, 0, 1)
-    inner: int = ranged(3, 1, 64)
+    inner: int = ranged(2, 1, 64)
     correlation: float = ranged(0.4, 0, 1)
     parents: int = ranged(2, 1, 64)
     draft_steps: int = ranged(4, 1, 1000)

@@ -31,10 +31,10 @@ class Particles(Parameters):
 
     strategy = "particles"
 
-    every: int = ranged(3, 1, 1000)
-    window: float = ranged(0.8, 0, 1)
-    temperature: float = ranged(2.0, 0, 1000)
-    eta: float = ranged(0.5, 0, 1)
+    every: int = ranged(4, 1, 1000)
+    window: float = ranged(1.0, 0, 1)
+    temperature: float = ranged(10.0, 0, 1000)
+    eta: float = ranged(1.0, 0, 1)
 
 
 def particles(run: Run, start: Tensor, settings: Particles) -> Iterator[State]:

@@ -26,7 +26,7 @@ class Paths(Parameters):
 
     strategy = "paths"
 
-    width: int = ranged(2, 1, 64)
+    width: int = ranged(1, 1, 64)
     rounds: int = ranged(3, 0, 64)
     window: float = ranged(0.6, 0, 1)
     back_share: float = ranged(0.1, 0, 1)

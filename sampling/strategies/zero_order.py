@@ -27,7 +27,7 @@ class ZeroOrder(Parameters):
     strategy = "zero_order"
 
     neighbours: int = ranged(4, 1, 256)
-    radius: float = ranged(0.6, 0, math.pi / 2)
+    radius: float = ranged(1.0, 0, math.pi / 2)
     draft_steps: int = ranged(6, 1, 1000)
 
 
