@@ -43,6 +43,7 @@ def add_images(command: argparse.ArgumentParser) -> None:
     )
     rewards.add_argument("--mode", choices=MODES, default=MODES[0], help="of the mix; default: raw")
     rewards.add_argument("--text", default="", help="for ocr; default: what the prompt quotes")
+    rewards.add_argument("--reference", type=given_path, metavar="IMG", help="for image_similarity")
     add_models(rewards)
 
 
@@ -111,6 +112,7 @@ def recipe_of(args, settings: SearchSettings, *, baseline: bool) -> Recipe:
         baseline,
         args.tiny_decoder,
         args.text,
+        str(args.reference.absolute()) if args.reference else "",
     )
 
 

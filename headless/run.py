@@ -12,6 +12,8 @@ import torch
 from tqdm import tqdm
 
 from ..rewards import default_folders
+from ..rewards.catalogue import entry
+from ..rewards.image_files import check_image_file, read_image
 from ..rewards.loading import check_mix, load_mix
 from ..rewards.networks import on_device
 from ..sampling import SearchSettings, settings_from_json
@@ -57,6 +59,7 @@ class Recipe:
         rewards: weights by name; ``mode``: how they are mixed.
         call: arguments of the pipeline's call, besides the job's.
         decoder: a tiny decoder that decodes images to be judged; "" for the pipeline's VAE.
+        text, reference: of the rewards; an image's path.
     """
 
     model: Model
@@ -67,6 +70,7 @@ class Recipe:
     baseline: bool = False
     decoder: str = ""
     text: str = ""
+    reference: str = ""
 
     def to_json(self) -> dict:
         return asdict(self) | {"model": asdict(self.model), "settings": self.settings.to_json()}
@@ -100,7 +104,11 @@ def check(recipe: Recipe, machine: Machine, folders: Sequence[Path], jobs: Seque
         check_decoder(recipe.decoder)
     others = others_of(recipe.model)
     check_mix(recipe.rewards, folders, others)
+    if recipe.reference:
+        check_image_file(Path(recipe.reference))
     for name in recipe.rewards:
+        if name not in others and entry(name).needs_reference and not recipe.reference:
+            raise ValueError(f"expected --reference for {name}, got none; name an image file")
         if name in others:
             others[name]().check([job.prompt for job in jobs])
 
@@ -110,7 +118,6 @@ class Worker:
 
     def __init__(self, recipe: Recipe, machine: Machine, folders: Sequence[Path] | None = None):
         self.recipe = recipe
-        self.pipe = load_pipeline(recipe.model, machine)
         self.device = resolve_device(machine.device)
         self.reward = load_mix(
             recipe.rewards,
@@ -119,7 +126,9 @@ class Worker:
             others=others_of(recipe.model),
             place=on_device(machine.device),
             text=recipe.text,
+            reference=read_image(Path(recipe.reference)) if recipe.reference else None,
         )
+        self.pipe = load_pipeline(recipe.model, machine)
         self.decoder = None
         if recipe.decoder:
             self.decoder = load_decoder(recipe.decoder, self.pipe.vae.dtype, self.device)
@@ -228,6 +237,7 @@ def here(
 ) -> Iterator[dict]:
     """In this process, one after the other."""
     worker = Worker(recipe, machine, folders)
+    worker.reward.check([job.prompt for job in jobs])
     for number, job in enumerate(jobs, 1):
         worker.pipe.set_progress_bar_config(desc=f"image {number} of {len(jobs)}", leave=False)
         yield worker.make(job, folder)

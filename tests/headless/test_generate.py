@@ -222,6 +222,8 @@ BAD = [
     ([*HERE, "--reward", "hps"], "HPS_v2.1_compressed.pt"),
     ([*HERE, "--reward", '{"white": "much"}'], "a number as the weight of white"),
     ([*HERE, "--reward", "{white}"], "expected JSON"),
+    ([*HERE, "--reward", "image_similarity"], "expected"),
+    ([*HERE, "--reward", "white", "--reference", "FOLDER/notes.png"], "expected"),
     (["--model", "tiny-sd3", "--prompt", "a cat on a mat"], "expected"),
     (["--model", "tiny-sd3", "--prompts", "FOLDER/nowhere"], "expected a file of prompts"),
     (["--model", "tiny-sd3", "--prompts", "FOLDER/latin"], "expected text in UTF-8"),
