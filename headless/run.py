@@ -15,7 +15,7 @@ from ..rewards import default_folders
 from ..rewards.catalogue import entry
 from ..rewards.image_files import check_image_file, read_image
 from ..rewards.loading import check_mix, load_mix
-from ..rewards.networks import on_device
+from ..rewards.networks import found_device, on_device
 from ..sampling import SearchSettings, settings_from_json
 from ..sampling.hosts.diffusers import search_images
 from ..sampling.hosts.diffusers_call import arguments_of
@@ -31,7 +31,6 @@ from .models import (
     check_model,
     load_decoder,
     load_pipeline,
-    resolve_device,
 )
 
 PIPELINES = {"sd3": diffusers.StableDiffusion3Pipeline, "flux": diffusers.FluxPipeline}
@@ -73,7 +72,7 @@ class Recipe:
     reference: str = ""
 
     def to_json(self) -> dict:
-        return asdict(self) | {"model": asdict(self.model), "settings": self.settings.to_json()}
+        return asdict(self) | {"settings": self.settings.to_json()}
 
     @classmethod
     def from_json(cls, given: dict) -> Recipe:
@@ -118,7 +117,7 @@ class Worker:
 
     def __init__(self, recipe: Recipe, machine: Machine, folders: Sequence[Path] | None = None):
         self.recipe = recipe
-        self.device = resolve_device(machine.device)
+        self.device = found_device(machine.device)
         self.reward = load_mix(
             recipe.rewards,
             recipe.mode,
@@ -270,4 +269,11 @@ def run(
 def from_image(path: Path) -> tuple[Recipe, Job]:
     """The recipe and the job of an image that was made here before."""
     made = read_made(path)
-    return Recipe.from_json(made["recipe"]), Job.from_json(made["job"])
+    try:
+        return Recipe.from_json(made["recipe"]), Job.from_json(made["job"])
+    except (KeyError, TypeError) as error:
+        version = made.get("versions", {}).get("flow_ttrl")
+        raise ValueError(
+            f"expected an image made by version {VERSION}, got {path}, by {version} ({error}); "
+            "make it with that version"
+        ) from None

@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 from tiny_pipelines import tiny_flux
 
 from flow_ttrl.cli import main
-from flow_ttrl.headless.images import read_made
+from flow_ttrl.headless.images import read_made, write_image
 from flow_ttrl.world.diffusers import GUIDANCE, world_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,6 +206,7 @@ def write_bad(folder: Path) -> None:
     (folder / "file").write_text("no folder")
     (folder / "notes.png").write_text("no image")
     Image.new("RGB", (8, 8)).save(folder / "photo.png")
+    write_image(folder / "later.png", Image.new("RGB", (8, 8)), {"job": {}, "recipe": {"new": 1}})
     Image.effect_noise((64, 64), 50).save(folder / "cut.png")
     (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:2000])
 
@@ -245,6 +246,7 @@ BAD = [
     ([*HERE, "--call", '{"promt": 1}'], "expected arguments of StableDiffusion3Pipeline's call"),
     ([*HERE, "--call", '{"output_type": "latent"}'], "does not set itself, got output_type"),
     (["--from-image", "FOLDER/notes.png"], "expected a whole image"),
+    (["--from-image", "FOLDER/later.png"], "expected an image made by version"),
     (["--from-image", "FOLDER/cut.png"], "expected a whole image"),
     (["--from-image", "FOLDER/photo.png", *HERE], "expected --from-image without a model"),
     (["--from-image", "FOLDER/photo.png"], "expected an image made by flow-ttrl generate"),
