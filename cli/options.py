@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..rewards import default_folders
 from ..rewards.files import given_path
+from ..rewards.questions import COMBINE
 from ..sampling import STRATEGIES, SearchSettings, make_settings, settings_from_json
 
 
@@ -43,6 +44,37 @@ def add_models(command: argparse.ArgumentParser) -> None:
         help="folder of reward models, before others; default: FLOW_TTRL_MODELS, or ComfyUI's "
         "models/reward_models, or a cache",
     )
+
+
+def add_questions(command: argparse.ArgumentParser) -> None:
+    """What ``vlm`` is to ask; :func:`question_options` reads it."""
+    command.add_argument(
+        "--question",
+        action="append",
+        metavar="TEXT",
+        help="for vlm, as often as there are: '[weight*] [not:] question'; default: the prompt",
+    )
+    command.add_argument("--combine", choices=COMBINE, default=COMBINE[0], help="vlm's questions")
+    command.add_argument(
+        "--split-prompt", action="store_true", help="for vlm: ask for the prompt's parts, too"
+    )
+    command.add_argument(
+        "--side",
+        type=positive,
+        default=1024,
+        metavar="PX",
+        help="for vlm: scale down to the pixels of such a square; default: 1024",
+    )
+
+
+def question_options(args) -> dict:
+    """Options of a reward."""
+    return {
+        "questions": "\n".join(args.question or []),
+        "combine": args.combine,
+        "split_prompt": args.split_prompt,
+        "side": args.side,
+    }
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..rewards import MODES
+from ..rewards.base import headings
 from ..rewards.catalogue import PREPROCESS
 from ..rewards.files import given_path
 from ..rewards.image_files import read_image
@@ -12,7 +13,7 @@ from ..rewards.loading import check_mix, load_mix, weights_of
 from ..rewards.networks import on_device
 from ..rewards.scoring import score_files
 from ..sampling.report import jsonable
-from .options import add_json, add_models, folders
+from .options import add_json, add_models, add_questions, folders, question_options
 
 
 def add_to(command: argparse.ArgumentParser) -> None:
@@ -30,6 +31,7 @@ def add_to(command: argparse.ArgumentParser) -> None:
     command.add_argument("--mode", choices=MODES, default=MODES[0], help="of the mix; default: raw")
     command.add_argument("--reference", type=given_path, metavar="IMG", help="for image_similarity")
     command.add_argument("--text", default="", help="for ocr; default: what the prompt quotes")
+    add_questions(command)
     command.add_argument("--preprocess", choices=PREPROCESS, default=PREPROCESS[0])
     command.add_argument("--device", default="auto", help="such as cpu or cuda:1; default: auto")
     add_models(command)
@@ -58,6 +60,7 @@ def _score(args) -> tuple[dict, str]:
             preprocess=args.preprocess,
             reference=reference,
             text=args.text,
+            **question_options(args),
         ),
     )
     return jsonable(answer), _score_table(answer)
@@ -67,10 +70,11 @@ def _score_table(answer: dict) -> str:
     """A line an image, best first; nothing where there is none."""
     if not answer["images"]:
         return ""
-    names = ["total", *answer["reward"]["weights"]]
-    lines = ["  ".join(["rank", *(name.rjust(9) for name in names), "image"])]
+    names = [name for name in answer["images"][0] if name not in ("image", "prompt")]
+    above, below = headings(names)
+    lines = ["  ".join(["rank", *(above[name].rjust(9) for name in names), "image"])]
     for rank, index in enumerate(answer["ranking"], 1):
         row = answer["images"][index]
-        cells = (f"{row[name]:9.4f}".rjust(len(name)) for name in names)
+        cells = (f"{row[name]:9.4f}".rjust(len(above[name])) for name in names)
         lines.append("  ".join([f"{rank:4d}", *cells, row["image"]]))
-    return "\n".join([*lines, *answer["reward"].get("notes", ())])
+    return "\n".join([*lines, *below, *answer["reward"].get("notes", ())])

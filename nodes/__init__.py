@@ -10,6 +10,7 @@ from .sampler import TTRLRunResult, TTRLSampler
 from .save import SaveImageWithReport
 from .search import SDELatentSearch
 from .settings import PaperSettings, SearchSettingsNode, SteeredSettings
+from .vlm import VLMReward
 
 
 class FlowTTRLExtension(ComfyExtension):
@@ -17,6 +18,7 @@ class FlowTTRLExtension(ComfyExtension):
         return [
             DemoModel,
             LoadReward,
+            VLMReward,
             RewardMixer,
             RewardScorer,
             SearchSettingsNode,

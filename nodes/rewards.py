@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..plots import captioned
 from ..rewards import MODES, RewardMix, Scores
+from ..rewards.base import headings
 from .types import CATEGORY, Reward, as_images, schema
 
 _SOCKETS = "abcdefgh"
@@ -142,14 +143,18 @@ def _lines(text: str, images: int) -> list[str]:
 
 
 def _table(scores: Scores, notes: list[str]) -> str:
-    """A line per image, best first: its number, the total and every reward by name; then notes."""
+    """A line per image, best first: its number, the total and every reward by name.
+
+    Below them, what the numbers above the columns stand for; then notes.
+    """
     columns = {"total": scores.total, **scores.values}
-    widths = {name: max(len(name), 7) for name in columns}
-    lines = ["  ".join(["rank", "image", *(n.rjust(w) for n, w in widths.items())])]
+    above, below = headings(columns)
+    widths = {name: max(len(above[name]), 7) for name in columns}
+    lines = ["  ".join(["rank", "image", *(above[n].rjust(w) for n, w in widths.items())])]
     for rank, index in enumerate(scores.ranking, 1):
         values = (f"{columns[n][index].item():.3f}".rjust(w) for n, w in widths.items())
         lines.append("  ".join([f"{rank:4d}", f"{index:5d}", *values]))
-    return "\n".join([*lines, *(["", *notes] if notes else [])])
+    return "\n".join([*lines, *below, *(["", *notes] if notes else [])])
 
 
 def _annotated(images: torch.Tensor, scores: Scores) -> torch.Tensor:
@@ -157,6 +162,6 @@ def _annotated(images: torch.Tensor, scores: Scores) -> torch.Tensor:
     ranks = {index: rank for rank, index in enumerate(scores.ranking, 1)}
     captions = []
     for index in range(len(images)):
-        parts = [f"{name} {value[index].item():.3f}" for name, value in scores.values.items()]
+        parts = [f"{value[index].item():.3f}  {name}" for name, value in scores.values.items()]
         captions.append("\n".join([f"#{ranks[index]}   {scores.total[index].item():.3f}", *parts]))
     return as_images(captioned(images, captions))

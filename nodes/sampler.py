@@ -87,6 +87,7 @@ class TTRLSampler(io.ComfyNode):
             judge_of(reward, text),
             baseline=baseline,
             models=reward.patchers,
+            judging=reward.working_memory,
             finish_asked=finish_asked,
             on_result=lambda run: _remember(handle, run),
         )

@@ -150,6 +150,7 @@ class SDELatentSearch(io.ComfyNode):
             judge,
             baseline=baseline,
             models=reward.patchers,
+            judging=reward.working_memory,
             finish_asked=finish_asked,
         )
         searched = sample_latents(
@@ -183,7 +184,7 @@ def sheet(candidates: Candidates | None) -> torch.Tensor | ExecutionBlocker:
     several = int(candidates.items.max()) > 0
     captions = []
     for number, item in enumerate(candidates.items.tolist()):
-        lines = [f"{name} {value[number].item():.3f}" for name, value in candidates.values.items()]
+        lines = [f"{value[number].item():.3f}  {name}" for name, value in candidates.values.items()]
         captions.append("\n".join([*lines, *([f"image {item}"] if several else [])]))
     return as_images(captioned(candidates.images, captions))
 

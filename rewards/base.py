@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +26,7 @@ class Reward(ABC):
         token_limit: tokens of a prompt that it reads; None where it reads all, or none at all.
         networks: what has to be on the device while images are scored.
         text_networks: what has to be there only while prompts are prepared.
+        not_finite: what is said where a score is not.
         notes: what has to be said beside its scores, such as that a file is not the official one.
     """
 
@@ -37,6 +39,7 @@ class Reward(ABC):
     token_limit: int | None = None
     networks: tuple[Network, ...] = ()
     text_networks: tuple[Network, ...] = ()
+    not_finite: str = "where it is so for every image, its file is damaged or its precision too low"
     notes: tuple[str, ...] = ()
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -48,26 +51,51 @@ class Reward(ABC):
         Raises:
             ValueError: no images, or ones of another shape or type.
         """
+        return self.measure(images, prompts)[0]
+
+    def measure(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores [B] as by :meth:`score`, and what they are made of by name, each [B].
+
+        A part that an image's prompt does not ask for is NaN there, or left out.
+        """
         check_images(images)
         whole = finite_images(images)
         if whole.all():
-            return self._score(images, prompts).float()
-        scores = torch.full((len(images),), torch.nan, device=images.device)
+            scores, parts = self._measure(images, prompts)
+            return scores.float(), parts
+        missing = torch.full((len(images),), torch.nan, device=images.device)
         if not whole.any():
-            return scores
+            return missing, {}
         kept = [prompt for prompt, ok in zip(prompts, whole.tolist(), strict=True) if ok]
-        given = self._score(images[whole], kept).float()
-        return scores.index_copy(0, whole.nonzero()[:, 0], given)
+        scores, parts = self._measure(images[whole], kept)
+        at = whole.nonzero()[:, 0]
+
+        def placed(given: Tensor) -> Tensor:
+            return missing.index_copy(0, at, given.float())
+
+        return placed(scores), {name: placed(part) for name, part in parts.items()}
+
+    def _measure(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same for images that are finite, and at least one."""
+        return self._score(images, prompts), {}
 
     @abstractmethod
     def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """The same for images that are finite, and at least one."""
+        """The scores alone of such images."""
 
     def check(self, prompts: list[str]) -> None:  # noqa: B027 - most rewards take any prompt
         """Raise ValueError for a prompt that this reward cannot judge. Runs no model."""
 
     def prepare(self, prompts: list[str]) -> None:  # noqa: B027 - most rewards have nothing to do
         """Do once what depends on the prompts alone, such as encoding them."""
+
+    def parts(self, prompts: list[str]) -> list[str]:
+        """Names of what :meth:`measure` tells of a score for ``prompts``, in reports' order."""
+        return []
+
+    def describe(self, prompts: list[str]) -> dict:
+        """What a report is to tell of how ``prompts`` are judged, as a JSON object."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -84,6 +112,19 @@ class Scores:
     def ranking(self) -> list[int]:
         """The images' numbers, best first; one that nothing could judge comes last."""
         return self.total.nan_to_num(-torch.inf).argsort(descending=True).tolist()
+
+
+def headings(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """What stands above the columns of a table, by name, and the lines that explain it.
+
+    A name of several words, such as a question, is a number there.
+    """
+    found, told = {}, []
+    for name in names:
+        found[name] = f"({len(told) + 1})" if " " in name else name
+        if " " in name:
+            told.append(f"{found[name]} {name}")
+    return found, told
 
 
 def eight_bits(images: Tensor) -> np.ndarray:

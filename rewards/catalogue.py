@@ -11,7 +11,7 @@ from torch import Tensor
 from .analytic import ANALYTIC
 from .base import Reward
 from .checkpoints import weights_file
-from .files import File, Twin, default_folders, given_path, program, shell_word
+from .files import File, Folder, Twin, default_folders, given_path, program, shell_word
 from .networks import Place, on_device
 
 PREPROCESS = ("official", "paper")
@@ -25,6 +25,7 @@ class Options:
         preprocess: ``official``, or what the paper's code does in its place, where that differs.
         reference: images [R, H, W, 3] in 0..1 that a reward compares with.
         text, engine: of the OCR reward.
+        questions, combine, split_prompt, side: of the vision-language judge.
     """
 
     place: Place
@@ -32,6 +33,10 @@ class Options:
     reference: Tensor | None = None
     text: str = ""
     engine: str = "auto"
+    questions: str = ""
+    combine: str = "mean"
+    split_prompt: bool = False
+    side: int = 1024
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,11 @@ class Entry:
     name: str
     about: str
     load: Callable[[list[Path], Options], Reward]
-    files: tuple[File, ...] = ()
+    files: tuple[File | Folder, ...] = ()
     needs_reference: bool = False
     needs: Callable[[], list[str]] = list
 
-    def missing(self, folders: Sequence[Path]) -> list[File]:
+    def missing(self, folders: Sequence[Path]) -> list[File | Folder]:
         return [file for file in self.files if file.find(folders) is None]
 
     def lacks(self, folders: Sequence[Path]) -> list[str]:
@@ -112,6 +117,10 @@ def load_reward(
     reference: Tensor | None = None,
     text: str = "",
     engine: str = "auto",
+    questions: str = "",
+    combine: str = "mean",
+    split_prompt: bool = False,
+    side: int = 1024,
 ) -> Reward:
     """A reward of the catalogue, ready to score.
 
@@ -119,7 +128,7 @@ def load_reward(
         folders: models folders, first come first; :func:`default_folders` by default.
         path: instead of the first of the reward's files.
         place: where its networks run; by default on an accelerator where there is one.
-        preprocess, reference, text, engine: as in :class:`Options`.
+        preprocess, reference and what follows: as in :class:`Options`.
 
     Raises:
         FileNotFoundError: files that are missing.
@@ -137,8 +146,18 @@ def load_reward(
     paths = check_files(name, default_folders() if folders is None else folders, path)
     for file, found_path in zip(found.files, paths, strict=True):
         file.check_twin(found_path)
-    place = place or on_device()
-    loaded = found.load(paths, Options(place, preprocess, reference, text, engine))
+    options = Options(
+        place=place or on_device(),
+        preprocess=preprocess,
+        reference=reference,
+        text=text,
+        engine=engine,
+        questions=questions,
+        combine=combine,
+        split_prompt=split_prompt,
+        side=side,
+    )
+    loaded = found.load(paths, options)
     beside = zip(found.files, paths, strict=True)
     if notes := tuple(told for file, path in beside if (told := file.doubt(weights_file(path)))):
         loaded.notes = notes
@@ -205,6 +224,19 @@ def _ocr(paths: list[Path], options: Options) -> Reward:
     from .ocr import OCR
 
     return OCR(options.text, options.engine)
+
+
+def _vlm(paths: list[Path], options: Options) -> Reward:
+    from .vlm import VLM
+    from .vlm_folder import FolderVLM
+
+    return VLM(
+        FolderVLM(paths[0], options.place),
+        options.questions,
+        options.combine,
+        options.split_prompt,
+        options.side,
+    )
 
 
 _CLIP_L = File(
@@ -370,6 +402,29 @@ CATALOGUE: dict[str, Entry] = {
             "how much of the text that the prompt quotes is spelt right, 0..1",
             _ocr,
             needs=_ocr_needs,
+        ),
+        Entry(
+            "vlm",
+            "a vision-language model asked whether the image shows the prompt: P(yes), 0..1",
+            _vlm,
+            (
+                Folder(
+                    path="Qwen3-VL-4B-Instruct",
+                    also=(
+                        "Qwen3-VL-8B-Instruct",
+                        "Qwen3-VL-2B-Instruct",
+                        "Qwen2.5-VL-7B-Instruct",
+                        "Qwen2.5-VL-3B-Instruct",
+                        "SmolVLM2-2.2B-Instruct",
+                        "SmolVLM2-500M-Video-Instruct",
+                        "SmolVLM-500M-Instruct",
+                        "SmolVLM-256M-Instruct",
+                    ),
+                    repo="Qwen/Qwen3-VL-4B-Instruct",
+                    size=8875631616,
+                    licence="Apache-2.0",
+                ),
+            ),
         ),
         *(
             Entry(name, reward.units, lambda paths, options, reward=reward: reward)

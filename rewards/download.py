@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .catalogue import entry
-from .files import File, checksum, existing, megabytes
+from .files import File, Folder, checksum, existing, megabytes
 
 log = logging.getLogger("flow_ttrl")
+
+MODEL_FILES = (".json", ".jinja", ".txt", ".safetensors")
 
 
 def download(
@@ -40,19 +42,48 @@ def download(
             raise ValueError(
                 f"expected the official file or none, got another: {told}; move it away first"
             )
-    return [fetch(file, folder, endpoint) for file in found.missing([folder, *others])]
+    fetched = {File: fetch, Folder: fetch_folder}
+    lacking = found.missing([folder, *others])
+    return [fetched[type(file)](file, folder, endpoint) for file in lacking]
+
+
+def fetch_folder(wanted: Folder, folder: Path, endpoint: str | None = None) -> Path:
+    """A repository's model into ``folder``, file by file, large ones by the hub's own checksums."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint)
+    try:
+        info = api.model_info(wanted.repo, revision=wanted.revision, files_metadata=True)
+    except Exception as error:  # of whichever network library is underneath
+        raise OSError(
+            f"expected the hub's list of the files of {wanted.repo}, got {type(error).__name__}: "
+            f"{error}; try again"
+        ) from error
+    files = [
+        File(
+            path=f"{wanted.path}/{found.rfilename}",
+            source=found.rfilename,
+            size=found.size,
+            sha256=found.lfs.sha256 if found.lfs else "",
+            licence=wanted.licence,
+            repo=wanted.repo,
+            revision=info.sha,
+        )
+        for found in info.siblings
+        if found.rfilename.endswith(MODEL_FILES) and "/" not in found.rfilename
+    ]
+    lacking = [file for file in files if file.find([folder]) is None]
+    check_space(folder, sum(file.size for file in lacking))
+    for file in lacking:
+        fetch(file, folder, endpoint)
+    return folder / wanted.path
 
 
 def fetch(file: File, folder: Path, endpoint: str | None = None) -> Path:
     """One file into ``folder``, under its path there, once its checksum is right."""
     target, partial = folder / file.path, folder / f"{file.path}.part"
     had = partial.stat().st_size if partial.exists() else 0
-    free = shutil.disk_usage(existing(folder)).free
-    if free < file.size - had:
-        raise OSError(
-            f"expected {megabytes(file.size - had)} of space in {folder}, got {megabytes(free)}; "
-            "make room or name another folder"
-        )
+    check_space(folder, file.size - had)
     log.info("%s: %s from %s", target, megabytes(file.size), file.origin)
     target.parent.mkdir(parents=True, exist_ok=True)
     if had < file.size:
@@ -64,7 +95,7 @@ def fetch(file: File, folder: Path, endpoint: str | None = None) -> Path:
                 f"{type(error).__name__}: {error}; run it again to go on from what has come"
             ) from error
     digest = checksum(partial)
-    if digest != file.sha256:
+    if file.sha256 and digest != file.sha256:
         partial.unlink()
         raise ValueError(
             f"expected {file.source} with SHA-256 {file.sha256}, got {digest}; it was deleted: try "
@@ -72,6 +103,16 @@ def fetch(file: File, folder: Path, endpoint: str | None = None) -> Path:
         )
     os.replace(partial, target)
     return target
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Raise OSError where ``folder`` has no room for ``size`` bytes."""
+    free = shutil.disk_usage(existing(folder)).free
+    if free < size:
+        raise OSError(
+            f"expected {megabytes(size)} of space in {folder}, got {megabytes(free)}; make room or "
+            "name another folder"
+        )
 
 
 def _go_on(file: File, partial: Path, had: int, endpoint: str | None) -> None:

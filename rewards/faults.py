@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,39 +40,45 @@ def ends_a_run(error: BaseException) -> bool:
     return isinstance(error, _PROGRAM)
 
 
-def attempt(reward: Reward, images: Tensor, prompts: list[str]) -> tuple[Tensor, Exception | None]:
-    """Values [N]; NaN, and the error, where scoring failed. Nothing in it polls for a cancel.
+def attempt(
+    reward: Reward, images: Tensor, prompts: list[str], parts: Sequence[str] = ()
+) -> tuple[Tensor, Exception | None]:
+    """Scores and ``parts`` [N, 1 + P]; NaN, and the error, where scoring failed.
+
+    Nothing in it polls for a cancel.
 
     Raises:
         Exception: whatever belongs to no image.
     """
     try:
-        values = reward.score(images, prompts)
+        scores, told = reward.measure(images, prompts)
     except Exception as error:
         if ends_a_run(error):
             raise
-        return torch.full((len(images),), torch.nan, device=images.device), error
-    if values.shape != (len(images),):
+        missing = torch.full((len(images), 1 + len(parts)), torch.nan, device=images.device)
+        return missing, error
+    if scores.shape != (len(images),):
         raise ValueError(
-            f"expected {len(images)} scores from {reward.name!r}, got {list(values.shape)}; "
+            f"expected {len(images)} scores from {reward.name!r}, got {list(scores.shape)}; "
             "a reward gives one number per image"
         )
-    return values, None
+    absent = torch.full_like(scores, torch.nan)
+    return torch.stack([scores, *(told.get(part, absent) for part in parts)], 1), None
 
 
 def attempt_each(
-    reward: Reward, images: Tensor, prompts: list[str]
+    reward: Reward, images: Tensor, prompts: list[str], parts: Sequence[str] = ()
 ) -> tuple[Tensor, Exception | None]:
     """The same, image by image where they fail together; the first error of those that failed."""
-    values, error = attempt(reward, images, prompts)
+    table, error = attempt(reward, images, prompts, parts)
     if error is None or len(images) == 1:
-        return values, error
+        return table, error
     tried = [
-        attempt(reward, image, [prompt])
+        attempt(reward, image, [prompt], parts)
         for image, prompt in zip(images.split(1), prompts, strict=True)
     ]
     errors = [error for _, error in tried if error]
-    return torch.cat([value for value, _ in tried]), errors[0] if errors else None
+    return torch.cat([row for row, _ in tried]), errors[0] if errors else None
 
 
 def not_finite(reward: Reward, images: Tensor, values: Tensor) -> ValueError:
@@ -82,7 +89,5 @@ def not_finite(reward: Reward, images: Tensor, values: Tensor) -> ValueError:
             "expected images of finite numbers, got one with NaN or infinity in it; decode in a "
             "higher precision, which a VAE in float16 often needs"
         )
-    return ValueError(
-        f"expected finite scores from {reward.name!r}, got {values[lost][0].item()}; where it is "
-        "so for every image, its file is damaged or its precision too low"
-    )
+    told = f"expected finite scores from {reward.name!r}, got {values[lost][0].item()}"
+    return ValueError(f"{told}; {reward.not_finite}")

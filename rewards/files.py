@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -34,6 +35,7 @@ class File:
         path: where it is looked for in a models folder; ``also`` are other names it may have there.
         repo, revision, source: the Hugging Face repository that holds ``source``; where ``repo`` is
             "", ``source`` is an address of its own.
+        sha256: "" where none is known.
         twins: files under any name in a folder ``clip_vision`` that serve as well.
     """
 
@@ -102,6 +104,59 @@ class File:
         """What is missing and where it is to be had."""
         where = folders[0] / self.path
         return f"{where} ({megabytes(self.size)}, licence: {self.licence}; from {self.origin})"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model's repository on Hugging Face, wanted whole.
+
+    Attributes:
+        path: the folder's name in a models folder; ``also`` are models that serve in its place.
+        size: of its tensors, in bytes.
+        licence: of ``repo``'s weights.
+    """
+
+    path: str
+    repo: str
+    size: int
+    licence: str
+    revision: str = "main"
+    also: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        """Where it is from, for people."""
+        return f"{self.repo} on Hugging Face, the whole repository"
+
+    def find(self, folders: Sequence[Path]) -> Path | None:
+        places = (folder / name for folder in folders for name in (self.path, *self.also))
+        return next((place for place in places if complete(place)), None)
+
+    def check_twin(self, found: Path) -> None:
+        """Nothing: it has none."""
+
+    def doubt(self, found: Path) -> str:
+        """Nothing: any model that serves is as good."""
+        return ""
+
+    def odd(self, folders: Sequence[Path]) -> str:
+        """The same."""
+        return ""
+
+    def lacking(self, folders: Sequence[Path]) -> str:
+        """What is missing and where it is to be had."""
+        where, others = folders[0] / self.path, ", ".join(self.also)
+        about = f"about {megabytes(self.size)}, licence: {self.licence}; from {self.origin}"
+        return f"{where} ({about}), or one of {others}"
+
+
+def complete(folder: Path) -> bool:
+    """Whether a Hugging Face folder has its config, and all of its safetensors."""
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    return all((folder / name).is_file() for name in ("config.json", *names))
 
 
 def checksum(path: Path) -> str:

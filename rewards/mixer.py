@@ -77,6 +77,11 @@ class RewardMix:
         """Model patchers, under ComfyUI, of what scoring images has to have on the device."""
         return _patchers(network for reward, _ in self.parts for network in reward.networks)
 
+    @property
+    def working_memory(self) -> int:
+        """Bytes that scoring images takes at most, beside what has to be on the device."""
+        return max((n.working_memory for r, _ in self.parts for n in r.networks), default=0)
+
     def get_models(self) -> list:
         """All of the rewards' model patchers; ComfyUI's cache asks for them by this name."""
         rewards = [reward for reward, _ in self.parts]
@@ -177,11 +182,16 @@ class Judge:
                 log.warning("%s judges by the prompt, and there is an empty one", reward.name)
             reward.prepare(prompts)
         self.mix, self.prompts, self.patience = mix, prompts, patience
+        named = zip(mix.names, mix.parts, strict=True)
+        self.columns = {
+            name: [name, *(f"{name}: {part}" for part in reward.parts(prompts))]
+            for name, (reward, _) in named
+        }
         self.failures: dict[str, dict] = {}
         self._proven: dict[str, tuple[Tensor, list[str]]] = {}
 
     def score(self, images: Tensor, item: Tensor | None = None) -> dict[str, Tensor]:
-        """Rewards [N] by name of ``images`` [N, H, W, 3] in 0..1.
+        """Rewards [N] by name of ``images`` [N, H, W, 3] in 0..1; a reward's parts after it.
 
         Args:
             item: which of the run's items each image belongs to [N], and so which prompt is its
@@ -191,10 +201,15 @@ class Judge:
         numbers = range(len(images)) if item is None else item.tolist()
         asked = [self.prompts[number % len(self.prompts)] for number in numbers]
         with sharing():
-            return {
-                name: self._values(name, reward, weight, images, asked)
+            tables = [
+                (self.columns[name], self._values(name, reward, weight, images, asked))
                 for name, (reward, weight) in zip(self.mix.names, self.mix.parts, strict=True)
-            }
+            ]
+        return {
+            name: column
+            for names, table in tables
+            for name, column in zip(names, table.unbind(1), strict=True)
+        }
 
     def totals(self, values: dict[str, Tensor], seen: dict[str, Tensor]) -> Tensor:
         """See :meth:`RewardMix.totals`."""
@@ -215,11 +230,17 @@ class Judge:
             )
 
     def report(self) -> dict:
-        """Weights, mode, what failed, and notes where there are any, as a JSON object."""
+        """Weights, mode, how rewards judge, what failed and notes where there are any.
+
+        As a JSON object.
+        """
+        named = dict(zip(self.mix.names, self.mix.parts, strict=True))
+        details = {name: reward.describe(self.prompts) for name, (reward, _) in named.items()}
         report = {
             "mode": self.mix.mode,
-            "weights": dict(zip(self.mix.names, (w for _, w in self.mix.parts), strict=True)),
+            "weights": {name: weight for name, (_, weight) in named.items()},
             "prompts": self.prompts,
+            "details": {name: told for name, told in details.items() if told},
             "failures": self.failures,
         }
         return report | ({"notes": self.mix.notes} if self.mix.notes else {})
@@ -231,17 +252,19 @@ class Judge:
     def _values(
         self, name: str, reward: Reward, weight: float, images: Tensor, prompts: list[str]
     ) -> Tensor:
-        values, error = attempt_each(reward, images, prompts)
-        finite = values.isfinite()
+        """A reward's values [N, 1 + P], in the order of ``columns``."""
+        parts = reward.parts(self.prompts)
+        table, error = attempt_each(reward, images, prompts, parts)
+        finite = table[:, 0].isfinite()
         if name not in self._proven and finite.any():
             first = int(finite.int().argmax())
             self._proven[name] = images[first : first + 1].detach().clone(), [prompts[first]]
         if not finite.all():
-            error = error or not_finite(reward, images, values)
+            error = error or not_finite(reward, images, table[:, 0])
             self._note(name, error, int((~finite).sum()))
             if weight and self._is_its_own(name, reward):
                 raise error
-        return values
+        return table
 
     def _is_its_own(self, name: str, reward: Reward) -> bool:
         """Whether a failure is the reward's, not an image's.
@@ -251,8 +274,8 @@ class Judge:
         """
         if name not in self._proven:
             return self.failures[name]["images"] > self.patience
-        value, _ = attempt(reward, *self._proven[name])
-        return not value.isfinite().all()
+        table, _ = attempt(reward, *self._proven[name])
+        return not table[:, 0].isfinite().all()
 
     def _note(self, name: str, error: Exception, images: int) -> None:
         told = f"{type(error).__name__}: {error}"

@@ -22,7 +22,12 @@ class Network:
         module: its towers are in a low precision on a GPU, its heads in float32.
         device: where it runs. This class leaves the module there for good; a host's memory manager
             may bring it only when it is needed (``comfy.py``).
+
+    Attributes:
+        working_memory: bytes that it takes at most while it runs, where that is worth telling.
     """
+
+    working_memory: int = 0
 
     def __init__(self, module: nn.Module, device: torch.device):
         self.module, self.device = module, device
@@ -74,10 +79,22 @@ def on_device(device: str | torch.device = "auto", dtype: torch.dtype | None = N
     return place
 
 
+class WideRange(nn.Module):
+    """A network that overflows in float16: it is in bfloat16 where others are in that.
+
+    Its buffers stay as they are, since positions are counted by some.
+    """
+
+
 def lower(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """``module`` with its towers in ``dtype``; children named "head" stay in float32."""
     if isinstance(module, Head):
         return module.float()
+    if isinstance(module, WideRange):
+        wide = torch.bfloat16 if dtype == torch.float16 else dtype
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(wide)
+        return module
     for name, child in module.named_children():
         child.to(torch.float32 if name == "head" else dtype)
     for parameter in module.parameters(recurse=False):

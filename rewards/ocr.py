@@ -22,7 +22,9 @@ _INVISIBLE = ("Cf", "Cc")
 _SELECTORS = {chr(code) for code in range(0xFE00, 0xFE10)}
 """Variants of the letter before them."""
 _ALIKE = str.maketrans(
-    dict.fromkeys("‘’‚‛ʼ′´`", "'") | dict.fromkeys("“”„‟«»″", '"') | dict.fromkeys("‐‑‒–—−", "-")
+    dict.fromkeys("‘’‚\u201b\u02bc\u2032´`", "'")
+    | dict.fromkeys("“”„\u201f«»\u2033", '"')
+    | dict.fromkeys("\u2010\u2011\u2012–—\u2212", "-")
 )
 
 INSTALL_COMMANDS = (

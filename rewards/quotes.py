@@ -13,19 +13,20 @@ _CLOSING = {
     "„": (("“", "”"), ('"',)),  # German; Polish
     "«": (("»",), ()),  # French, Russian
     "»": (("«", "»"), ()),  # German; Swedish
-    "「": (("」",), ()),  # Japanese, Chinese
-    "『": (("』",), ()),
-    "｢": (("｣",), ()),
-    "﹁": (("﹂",), ()),
-    "﹃": (("﹄",), ()),
-    "〝": (("〞", "〟"), ()),
-    "＂": (("＂",), ()),
+    "\u300c": (("\u300d",), ()),  # Japanese, Chinese
+    "\u300e": (("\u300f",), ()),
+    "\uff62": (("\uff63",), ()),
+    "\ufe41": (("\ufe42",), ()),
+    "\ufe43": (("\ufe44",), ()),
+    "\u301d": (("\u301e", "\u301f"), ()),
+    "\uff02": (("\uff02",), ()),
 }
 """What closes each opening mark: in some language, or because a keyboard has no better one."""
-_MARK = re.compile(r'\\"|["“”„«»「」『』｢｣﹁﹂﹃﹄〝〞〟＂]')
+_MARKS = {*_CLOSING, *(mark for own, more in _CLOSING.values() for mark in (*own, *more))}
+_MARK = re.compile("|".join(map(re.escape, sorted(_MARKS, key=len, reverse=True))))
 _INCHES = '"”'
 """Marks that also stand for inches after a number."""
-_NUMBER = re.compile(r"[\d¼½¾⅐-⅞]\s?$")
+_NUMBER = re.compile(r"[\d¼½¾\u2150-\u215e]\s?$")
 
 
 @dataclass(frozen=True)

@@ -55,14 +55,15 @@ def _judged(
         for number in range(len(paths)):
             if number not in errors and (values := _try(errors, number, judged, number)):
                 found[number] = values
-                lost = [name for name, value in values.items() if not value.isfinite().all()]
+                lost = [name for name in mix.names if not values[name].isfinite().all()]
                 if lost:
                     error = judge.failures[lost[0]]["error"]
                     errors[number] = f"{paths[number]}: no score by {', '.join(lost)} ({error})"
     report = judge.report()
     if not found:
         return {"images": [], "ranking": [], "reward": report}
-    columns = {n: torch.stack([values[n].cpu() for values in found.values()]) for n in mix.names}
+    names = next(iter(found.values()))
+    columns = {n: torch.stack([values[n].cpu() for values in found.values()]) for n in names}
     totals = mix.totals(columns)[:, 0]
     rows = [
         {

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -246,20 +247,21 @@ def test_sixteen_bits_with_white_as_zero(capsys, tmp_path):
     assert made["images"][0]["white"] == pytest.approx(0.4, abs=1e-4)
 
 
-def huge(path, side=14200):
-    """A PNG of 200 megapixels in a few kB."""
-    Image.new("1", (side, side)).save(path)
-
-
 def test_an_image_of_200_megapixels_is_told_on_a_line(capsys, pictures, tmp_path):
-    huge(tmp_path / "huge.png")
-    huge(tmp_path / "large.png", 9600)
-    argv = ["score", str(tmp_path / "huge.png"), str(tmp_path / "large.png"), pictures[0]]
-    assert main([*argv, "--reward", "white"]) == 2
+    Image.new("1", (14200, 14200)).save(tmp_path / "huge.png")
+    assert main(["score", str(tmp_path / "huge.png"), pictures[0], "--reward", "white"]) == 2
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
     assert "expected an image of at most 179 megapixels, got more" in line
-    assert len(printed.out.splitlines()) == 3
+    assert len(printed.out.splitlines()) == 2
+
+
+def test_a_large_image_is_scored_without_a_word(capsys, pictures, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["score", pictures[1], "--reward", "white"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("reward", ["white", "clipscore", "pickscore", "ocr"])

@@ -70,7 +70,8 @@ def sample_latents(
     beside = model.clone()
     beside.set_additional_models(KEY, [search_sampler.vae.patcher, *search_sampler.models])
     settings = sized(search_sampler.settings, model.model, image.shape)
-    reserve(beside, search_sampler.vae, rows_of(settings, model, image.shape))
+    rows = rows_of(settings, model, image.shape)
+    reserve(beside, search_sampler.vae, rows, search_sampler.judging)
     guider = comfy.samplers.CFGGuider(beside)
     if negative is None:  # as the host's BasicGuider does
         guider.inner_set_conds({"positive": positive})

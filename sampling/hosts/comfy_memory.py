@@ -40,30 +40,33 @@ def patch_of(base_model) -> int:
     return math.prod(size) if isinstance(size, (tuple, list)) else int(size) ** 2
 
 
-def reserve(model, vae, rows: int) -> None:
-    """Have ComfyUI keep free what ``rows`` candidates take, or decoding one image does.
+def reserve(model, vae, rows: int, judging: int = 0) -> None:
+    """Have ComfyUI keep free what ``rows`` candidates take, or decoding one image, or judging.
 
     Args:
         model: a clone, which the reservation stays on.
+        judging: bytes that rewards take while they run.
     """
 
     def prepared(executor, patcher, noise_shape, *args, **kwargs):
         batch, *shape = noise_shape
-        wanted = _wanted(patcher.model, vae, noise_shape, rows)
+        wanted = _wanted(patcher.model, vae, noise_shape, rows, judging)
         return executor(patcher, [batch * wanted, *shape], *args, **kwargs)
 
     kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
     model.add_wrapper_with_key(kind, KEY, prepared)
 
 
-def load_beside(guider, vae, models: Sequence, shape: Sequence[int], rows: int) -> None:
+def load_beside(
+    guider, vae, models: Sequence, shape: Sequence[int], rows: int, judging: int = 0
+) -> None:
     """Load what a search needs beside what ``guider`` has loaded, none of which may leave for it.
 
     For a sampler that the host calls once its model is loaded; with memory as :func:`reserve`.
     """
     patcher = guider.model_patcher
     batch, *rest = shape
-    wanted = batch * _wanted(patcher.model, vae, shape, rows)
+    wanted = batch * _wanted(patcher.model, vae, shape, rows, judging)
     comfy.model_management.load_models_gpu(
         [patcher, *getattr(guider, "loaded_models", []), vae.patcher, *models],
         memory_required=patcher.model.memory_required([2 * wanted, *rest]),
@@ -71,10 +74,10 @@ def load_beside(guider, vae, models: Sequence, shape: Sequence[int], rows: int) 
     )
 
 
-def _wanted(base_model, vae, shape: Sequence[int], rows: int) -> int:
-    """Rows of each latent of ``shape`` that take the memory of ``rows``, or of a decode if more."""
+def _wanted(base_model, vae, shape: Sequence[int], rows: int, judging: int) -> int:
+    """Rows of each latent of ``shape`` that take as much as ``rows``, a decode or ``judging``."""
     each = max(base_model.memory_required(list(shape)), 1)
-    return max(rows, math.ceil(memory_of_decode(vae, shape) / each))
+    return max(rows, math.ceil(max(memory_of_decode(vae, shape), judging) / each))
 
 
 def for_vae(vae, latents: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class SearchSampler:
         judge: what images are scored by.
         baseline: also sample plainly, for comparison.
         models: patchers of what ``judge`` needs on the device, loaded beside the model.
+        judging: bytes that ``judge`` takes while it runs, kept free.
         finish_asked: of a time.monotonic(), asked before each step; where it says yes for the run's
             beginning, the search ends and finishes the best so far.
         on_result: told of a run's sampler when it has its result.
@@ -58,11 +59,12 @@ class SearchSampler:
         *,
         baseline: bool = False,
         models: Sequence = (),
+        judging: int = 0,
         finish_asked: Callable[[float], bool] = lambda since: False,
         on_result: Callable[[SearchSampler], None] | None = None,
     ):
         self.settings, self.vae, self.judge = settings, vae, judge
-        self.baseline, self.models = baseline, list(models)
+        self.baseline, self.models, self.judging = baseline, list(models), judging
         self.finish_asked, self.on_result = finish_asked, on_result
         self.result: SearchResult | None = None
         self.latents: Tensor | None = None
@@ -101,7 +103,7 @@ class SearchSampler:
         settings = sized(self.settings, base, shape)
         if KEY not in base.current_patcher.additional_models:  # a host's sampler loaded the model
             rows = rows_of(settings, base.current_patcher, shape)
-            load_beside(model.inner_model, self.vae, self.models, shape, rows)
+            load_beside(model.inner_model, self.vae, self.models, shape, rows, self.judging)
         prepared, progress = self._prepare(flow, settings, sigmas, callback)
 
         def on_step(event: StepEvent) -> None:
@@ -119,9 +121,9 @@ class SearchSampler:
             on_step=on_step,
             finish_now=lambda: self.finish_asked(since),
         )
-        weights = self.judge.report()["weights"]
-        found = replace(found, warnings=(*found.warnings, *fallen_witnesses(found, weights)))
-        self.result = replace(found, settings=self.settings)
+        fallen = fallen_witnesses(found, self.judge.report()["weights"])
+        found = replace(found, settings=self.settings, warnings=(*found.warnings, *fallen))
+        self.result = found
         self.latents = _returned(base, sigmas, found.latents)
         if found.plain is not None:
             self.plain = _returned(base, sigmas, found.plain.latents)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..budget import plan
 from ..flow import Judge, Values
-from ..report import OnStep, SearchResult, StepEvent
+from ..report import OnStep, SearchResult, StepEvent, fallen_witnesses
 from ..search import search
 from ..settings import SearchSettings
 from ..strategies import STRATEGIES, make_settings
@@ -202,7 +202,8 @@ def search_images(
             on_step=tell,
             finish_now=lambda: pipe.interrupt or (finish_now is not None and finish_now()),
         )
-        result = replace(result, settings=settings)
+        fallen = fallen_witnesses(result, judge.report()["weights"])
+        result = replace(result, settings=settings, warnings=(*result.warnings, *fallen))
         images = made.images(result.latents)
         plain = None if result.plain is None else made.images(result.plain.latents)
     pipe.maybe_free_model_hooks()

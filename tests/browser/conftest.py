@@ -48,7 +48,8 @@ def _host_conftest():
 
 
 _host = _host_conftest()
-home, python, server = _host.home, _host.python, _host.server
+home, python, server, in_host = _host.home, _host.python, _host.server, _host.in_host
+vlm_folder, vlm_measured, vlm_weights = _host.vlm_folder, _host.vlm_measured, _host.vlm_weights
 
 
 def chromium() -> str | None:

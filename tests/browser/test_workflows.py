@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 import pytest
+from graphs import LOADS_QWEN3_VL
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
@@ -113,6 +114,26 @@ def test_workflow_opens_and_runs(frontend, version, path):
         text = json.dumps(form, indent=2, ensure_ascii=False)
         (API / path.name).write_text(text + "\n", encoding="utf-8")
     assert same_graph(form, read(API / path.name)), AGAIN
+
+
+def test_a_vision_language_judge_runs_with_a_tiny_clip(frontend, version, request):
+    """Its workflow, the loader swapped for the tests' own: every question stands on the node."""
+    if not LOADS_QWEN3_VL:
+        pytest.skip("this ComfyUI does not load Qwen3-VL as a CLIP")
+    workflow = read(ROOT / "workflows" / "11_ask_a_vlm.json")
+    (loader,) = [node for node in workflow["nodes"] if node["type"] == "CLIPLoader"]
+    loader |= {"type": "TinyVLM", "widgets_values": [request.getfixturevalue("vlm_weights")]}
+    loader |= {"inputs": [], "properties": {}}
+    frontend.open("tiny_vlm.json", workflow)
+    assert frontend.problems() == []
+    history = frontend.run()
+    assert outcome(history) == "success"
+    shown = [text for output in history["outputs"].values() for text in output.get("text", ())]
+    for question in ("exactly two squares", "Are both squares red?", "not: Is there a circle?"):
+        assert any(f"vlm: {question}" in text for text in shown)
+    mode = "-nodes2" if frontend.nodes2 else ""
+    frontend.picture(OUT / f"vlm-{version}{mode}.png", frontend.everything(), 2400)
+    assert frontend.complaints == []
 
 
 def test_finish_now_is_a_button(frontend):

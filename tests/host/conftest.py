@@ -21,6 +21,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS, RUN_SECONDS = 180, 300
+TEXT_EVENT = (3).to_bytes(4, "big")
+"""Of the host's binary messages: a text under a node, its id before it."""
 FOLDER = "comfyui-flow-ttrl"
 """What README's clone names the pack's folder."""
 
@@ -112,11 +114,34 @@ def in_host(home, python):
     return run
 
 
-class Run:
-    """One prompt's life: its websocket messages, binary previews and history entry."""
+@pytest.fixture(scope="session")
+def vlm_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("vlm")
 
-    def __init__(self, messages: list[dict], previews: int, history: dict):
-        self.messages, self.previews, self.history = messages, previews, history
+
+@pytest.fixture(scope="session")
+def vlm_measured(in_host, vlm_folder) -> dict:
+    """What ``scripts/vlm.py`` measures, which also writes a tiny judge's weights."""
+    return in_host("vlm.py", str(vlm_folder))
+
+
+@pytest.fixture(scope="session")
+def vlm_weights(vlm_measured, vlm_folder) -> str:
+    """Of a tiny CLIP that answers, and knows red from blue: for the node ``TinyVLM``."""
+    return str(vlm_folder / "judge.safetensors")
+
+
+class Run:
+    """One prompt's life: its websocket messages, binary previews and history entry.
+
+    Attributes:
+        lines: what was told under nodes, each with the node's id before it.
+    """
+
+    def __init__(self, messages: list[dict], binary: list[bytes], history: dict):
+        self.messages, self.history = messages, history
+        self.previews = len(binary)
+        self.lines = [raw[8:].decode("utf-8") for raw in binary if raw[:4] == TEXT_EVENT]
 
     @property
     def status(self) -> str:
@@ -167,12 +192,12 @@ class Server:
         answer = self.post("/prompt", {"prompt": prompt, "client_id": self.client})
         assert answer.status_code == 200, answer.text
         prompt_id = answer.json()["prompt_id"]
-        messages, previews = [], 0
+        messages, binary = [], []
         while True:
             raw = socket_.recv()
             message = None if isinstance(raw, bytes) else json.loads(raw)
             if message is None:
-                previews += 1
+                binary.append(raw)
             else:
                 messages.append(message)
             if on_message:
@@ -185,7 +210,7 @@ class Server:
         for _ in range(100):
             history = self.get(f"/history/{prompt_id}").json()
             if prompt_id in history:
-                return Run(messages, previews, history[prompt_id])
+                return Run(messages, binary, history[prompt_id])
             time.sleep(0.1)
         raise AssertionError(f"prompt {prompt_id} never came into the history")
 
@@ -217,8 +242,8 @@ def started(
     for name in ("custom_nodes", "models", "input", "output", "temp", "user", "elsewhere"):
         (base / name).mkdir(exist_ok=True)
     (base / "custom_nodes" / folder).symlink_to(ROOT)
-    of_tests = Path(__file__).parent / "random_conditioning"
-    (base / "custom_nodes" / of_tests.name).symlink_to(of_tests)
+    for of_tests in ("random_conditioning", "tiny_vlm_nodes"):
+        (base / "custom_nodes" / of_tests).symlink_to(Path(__file__).parent / of_tests)
     shutil.copy(home / "input" / "example.png", base / "input" / "example.png")
     mapped = f"own:\n    base_path: {base}\n    reward_models: elsewhere\n"
     (base / "extra_model_paths.yaml").write_text(mapped)

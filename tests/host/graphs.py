@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 PROMPT = "a red circle left of a blue square"
+HOME = Path(os.environ.get("COMFYUI_PATH", ".")).expanduser()
+LOADS_QWEN3_VL = (HOME / "comfy" / "text_encoders" / "qwen3vl.py").is_file()
 
 
 def demo(architecture: str = "sd3", prompt: str = PROMPT, batch: int = 1) -> dict:

@@ -100,7 +100,8 @@ def test_the_drop_down_shows_what_is_ready(server, models):
     assert headings[0] == "--- needs HPS_v2.1_compressed.pt ---"
     assert names[names.index(headings[0]) + 1] == "hps"
     assert "--- needs an OCR engine ---" in headings
-    assert set(names) - set(headings) == {*tiny.LEARNED, *ANALYTIC, "ocr", "verifier", "scorer"}
+    others = {"ocr", "vlm", "verifier", "scorer"}
+    assert set(names) - set(headings) == {*tiny.LEARNED, *ANALYTIC, *others}
 
 
 def test_a_heading_of_the_drop_down_is_no_reward(server, models):

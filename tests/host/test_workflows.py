@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FOLDER
-from graphs import api_form
+from graphs import LOADS_QWEN3_VL, api_form
 from graphs import node as node_
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,8 @@ OUTPUT = {"MODEL": 0, "CLIP": 1, "VAE": 2}
 def swapped(name: str) -> dict:
     """A workflow's graph with its loaders and rewards swapped for the demo model's.
 
-    And with them what goes with the model: size, prompt, and the reward's own prompt.
+    And with them what goes with the model: size, prompt, and the reward's own prompt. A
+    vision-language judge gets node "tiny" for its CLIP.
     """
     graph = api_form(name)
     if not any(node["class_type"] in LOADERS for node in graph.values()):
@@ -50,6 +51,8 @@ def swapped(name: str) -> dict:
                 inputs[key] = ["demo", OUTPUT[loaders[value[0]][value[1]]]]
             elif isinstance(value, list) and value[0] in rewards:
                 inputs[key] = ["demo", 3]
+        if node["class_type"] == "TTRLVLMReward":
+            inputs["clip"] = ["tiny", 0]
         if node["class_type"] == "EmptySD3LatentImage":
             inputs |= size
         if node["class_type"] == "CLIPTextEncode" and inputs["text"]:
@@ -67,8 +70,13 @@ def swapped(name: str) -> dict:
 
 
 @pytest.mark.parametrize("name", [path.stem for path in WORKFLOWS])
-def test_workflow_runs(server, name):
-    run = server.run(swapped(name))
+def test_workflow_runs(server, name, request):
+    graph = swapped(name)
+    if any(node["class_type"] == "TTRLVLMReward" for node in graph.values()):
+        if not LOADS_QWEN3_VL:
+            pytest.skip("this ComfyUI does not load Qwen3-VL as a CLIP")
+        graph["tiny"] = node_("TinyVLM", weights=request.getfixturevalue("vlm_weights"))
+    run = server.run(graph)
     assert run.status == "success", run.error
     images = [o for output in run.history["outputs"].values() for o in output.get("images", [])]
     assert images

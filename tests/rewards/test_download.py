@@ -1,6 +1,7 @@
 """Downloads, from a hub of our own on this machine: whole, interrupted, wrong."""
 
 import hashlib
+import json
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +10,7 @@ import pytest
 
 from flow_ttrl.rewards import CATALOGUE, catalogue, download
 from flow_ttrl.rewards.catalogue import Entry
-from flow_ttrl.rewards.files import File
+from flow_ttrl.rewards.files import File, Folder
 
 CONTENT = bytes(range(256)) * (96 << 10)  # 24 MB: the hub's library keeps pieces of 10
 KEPT = 10 << 20
@@ -144,8 +145,115 @@ def test_an_unknown_name(tmp_path):
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_the_catalogues_files_are_fully_described(name):
     for file in CATALOGUE[name].files:
-        assert len(file.sha256) == 64
         assert file.size > 1000
         assert file.licence
-        assert file.repo or file.source.startswith("https://")
         assert not file.path.startswith("/")
+        if isinstance(file, File):
+            assert len(file.sha256) == 64
+            assert file.repo or file.source.startswith("https://")
+
+
+PARTS = {
+    "config.json": b"{}",
+    "model.safetensors.index.json": json.dumps(
+        {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    ).encode(),
+    "model-1.safetensors": CONTENT[: 1 << 20],
+    "model-2.safetensors": CONTENT[1 << 20 : 3 << 20],
+    "README.md": b"nothing to load",
+    "onnx/model.safetensors": b"another format",
+}
+REPOSITORY = Folder(
+    path="tiny-vlm", also=("other-vlm",), repo="someone/tiny-vlm", size=3 << 20, licence="MIT"
+)
+
+
+class RepositoryHub(BaseHTTPRequestHandler):
+    """What huggingface_hub asks of the hub for a repository; ``spoilt`` comes other than listed."""
+
+    asked, spoilt = [], ""
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        if self.path.startswith(f"/api/models/{REPOSITORY.repo}"):
+            return self.answer(json.dumps(self.listing()).encode())
+        name = self.path.removeprefix(f"/{REPOSITORY.repo}/resolve/{'b' * 40}/")
+        if name not in PARTS:
+            return self.send_error(404)
+        if self.command == "GET":
+            type(self).asked.append(name)
+        return self.answer(PARTS[name][::-1] if name == self.spoilt else PARTS[name])
+
+    def listing(self) -> dict:
+        def told(name: str, content: bytes) -> dict:
+            found = {"rfilename": name, "size": len(content), "blobId": "c" * 40}
+            digest = hashlib.sha256(content).hexdigest()
+            lfs = {"sha256": digest, "size": len(content), "pointerSize": 134}
+            return found | ({"lfs": lfs} if name.endswith(".safetensors") else {})
+
+        parts = [told(*part) for part in PARTS.items()]
+        return {"id": REPOSITORY.repo, "sha": "b" * 40, "siblings": parts}
+
+    def answer(self, body: bytes):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def repository(monkeypatch):
+    """The hub's address; the repository is the reward "tiny"."""
+    entry = Entry("tiny", "a folder", lambda paths, options: None, (REPOSITORY,))
+    monkeypatch.setitem(catalogue.CATALOGUE, "tiny", entry)
+    monkeypatch.setattr(RepositoryHub, "asked", [])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), RepositoryHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+LOADED = {name for name in PARTS if "/" not in name and not name.endswith(".md")}
+
+
+def test_a_repository_comes_whole_and_no_more_than_the_model(repository, tmp_path):
+    assert CATALOGUE["tiny"].missing([tmp_path]) == [REPOSITORY]
+    assert download.download("tiny", tmp_path, repository) == [tmp_path / "tiny-vlm"]
+    found = {path.name: path.read_bytes() for path in (tmp_path / "tiny-vlm").iterdir()}
+    assert found == {name: PARTS[name] for name in LOADED}
+    assert CATALOGUE["tiny"].lacks([tmp_path]) == []
+    assert download.download("tiny", tmp_path, repository) == []
+    assert set(RepositoryHub.asked) == LOADED
+
+
+def test_what_came_of_a_repository_is_not_fetched_again(repository, tmp_path):
+    (tmp_path / "tiny-vlm").mkdir()
+    for name in ("config.json", "model.safetensors.index.json", "model-1.safetensors"):
+        (tmp_path / "tiny-vlm" / name).write_bytes(PARTS[name])
+    assert CATALOGUE["tiny"].missing([tmp_path]) == [REPOSITORY]
+    download.download("tiny", tmp_path, repository)
+    assert RepositoryHub.asked == ["model-2.safetensors"]
+
+
+def test_a_large_file_is_checked_by_the_hubs_checksum(repository, tmp_path, monkeypatch):
+    monkeypatch.setattr(RepositoryHub, "spoilt", "model-2.safetensors")
+    with pytest.raises(ValueError, match="expected model-2.safetensors with SHA-256"):
+        download.download("tiny", tmp_path, repository)
+    assert not (tmp_path / "tiny-vlm" / "model-2.safetensors").exists()
+    assert CATALOGUE["tiny"].lacks([tmp_path])
+
+
+def test_another_model_serves_in_its_place(tmp_path):
+    other = tmp_path / "other-vlm"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    assert REPOSITORY.find([tmp_path]) is None
+    (other / "model.safetensors").write_bytes(b"")
+    assert REPOSITORY.find([tmp_path]) == other

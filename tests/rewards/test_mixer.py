@@ -137,6 +137,7 @@ def test_a_failing_image_does_not_end_the_run(caplog):
         "mode": "raw",
         "weights": {"face": 1.0, "other": 1.0},
         "prompts": [""],
+        "details": {},
         "failures": {"face": {"images": 2, "error": "RuntimeError: no face found"}},
     }
     assert len(caplog.records) == 1
