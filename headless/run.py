@@ -58,7 +58,8 @@ class Recipe:
         rewards: weights by name; ``mode``: how they are mixed.
         call: arguments of the pipeline's call, besides the job's.
         decoder: a tiny decoder that decodes images to be judged; "" for the pipeline's VAE.
-        text, reference: of the rewards; an image's path.
+        reference: the image, by its path, that ``image_similarity`` compares with.
+        options: of the rewards; see :func:`load_reward`.
     """
 
     model: Model
@@ -68,8 +69,8 @@ class Recipe:
     call: dict = field(default_factory=dict)
     baseline: bool = False
     decoder: str = ""
-    text: str = ""
     reference: str = ""
+    options: dict = field(default_factory=dict)
 
     def to_json(self) -> dict:
         return asdict(self) | {"settings": self.settings.to_json()}
@@ -124,8 +125,8 @@ class Worker:
             folders=folders or default_folders(),
             others=others_of(recipe.model),
             place=on_device(machine.device),
-            text=recipe.text,
             reference=read_image(Path(recipe.reference)) if recipe.reference else None,
+            **recipe.options,
         )
         self.pipe = load_pipeline(recipe.model, machine)
         self.decoder = None

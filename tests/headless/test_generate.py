@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_vlm
 import torch
 from PIL import Image, ImageChops
 from tiny_pipelines import tiny_flux
@@ -190,6 +191,21 @@ def test_a_model_from_a_folder(capsys, tmp_path):
     argv = ("--model", str(tmp_path / "model"), *asked("a red fox"), "--reward", "contrast")
     made = generate(capsys, tmp_path / "out", *argv, *QUICK, "--size", "64x48")
     assert Image.open(made["images"][0]["file"]).size == (64, 48)
+
+
+@pytest.mark.slow
+def test_a_judge_that_is_asked_questions(capsys, tmp_path):
+    """Its options are part of the recipe, and so of every image."""
+    tiny_vlm.write(tmp_path / "models" / "Qwen3-VL-4B-Instruct", "qwen3_vl")
+    argv = ("--model", "tiny-flux", *asked(PROMPTS[0]), "--reward", "vlm", *QUICK)
+    argv += ("--models", str(tmp_path / "models"), "--side", "256")
+    made = generate(capsys, tmp_path / "one", *argv, "--question", "Is it red?")["images"][0]
+    told = read_made(Path(made["file"]))
+    assert told["recipe"]["options"]["questions"] == "Is it red?"
+    assert 0 <= made["values"]["vlm"] <= 1
+    again = ("--from-image", made["file"], "--models", str(tmp_path / "models"), "--device", "cpu")
+    generate(capsys, tmp_path / "two", *again)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
 def write_bad(folder: Path) -> None:
