@@ -11,11 +11,12 @@ from ..headless.jobs import parse_size
 from ..headless.models import DTYPES, OFFLOAD, QUANTIZE, TINY, Machine, Model
 from ..headless.run import Engine, Recipe, here, others_of
 from ..rewards import MODES
+from ..rewards.catalogue import PREPROCESS
 from ..rewards.files import given_path
 from ..rewards.loading import weights_of
 from ..sampling import SearchSettings
 from ..world.diffusers import GUIDANCE as WORLD_GUIDANCE
-from .options import add_json, add_models, positive
+from .options import add_json, add_models, add_questions, positive, question_options
 
 
 def add_images(command: argparse.ArgumentParser) -> None:
@@ -43,6 +44,9 @@ def add_images(command: argparse.ArgumentParser) -> None:
     )
     rewards.add_argument("--mode", choices=MODES, default=MODES[0], help="of the mix; default: raw")
     rewards.add_argument("--text", default="", help="for ocr; default: what the prompt quotes")
+    add_questions(rewards)
+    rewards.add_argument("--preprocess", choices=PREPROCESS, default=PREPROCESS[0])
+    rewards.add_argument("--reference", type=given_path, metavar="IMG", help="for image_similarity")
     add_models(rewards)
 
 
@@ -110,7 +114,8 @@ def recipe_of(args, settings: SearchSettings, *, baseline: bool) -> Recipe:
         _call(args),
         baseline,
         args.tiny_decoder,
-        args.text,
+        str(args.reference.absolute()) if args.reference else "",
+        {"text": args.text, "preprocess": args.preprocess} | question_options(args),
     )
 
 

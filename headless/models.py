@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ..rewards.networks import found_device
+
 TINY = {"tiny-sd3": "sd3", "tiny-flux": "flux"}
 """Models of the embedded tiny world, and their architectures."""
 FAMILIES = {"StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux"}
@@ -62,20 +64,6 @@ class Machine:
     vae: tuple[str, ...] = field(default=())
 
 
-def resolve_device(device: str) -> torch.device:
-    """Raise ValueError for a device that this machine does not have."""
-    if device == "auto":
-        mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    try:
-        return torch.zeros(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"expected a device of this machine, such as cpu, cuda or cuda:1, got {device!r}: "
-            f"{str(error).splitlines()[0]}"
-        ) from None
-
-
 def family_of(name: str) -> str:
     """The family of a model, "sd3" or "flux", read off its index; nothing is loaded.
 
@@ -100,7 +88,7 @@ def family_of(name: str) -> str:
 
 def check_model(model: Model, machine: Machine) -> str:
     """Raise for what can be known to be wrong before the model is loaded; its family."""
-    device, family = resolve_device(machine.device), family_of(model.name)
+    device, family = found_device(machine.device), family_of(model.name)
     if machine.offload != "none" and device.type == "cpu":
         raise ValueError(
             f"expected an accelerator to offload from, got device cpu and offload "
@@ -134,7 +122,7 @@ def load_pipeline(model: Model, machine: Machine = Machine()):
         FileNotFoundError, ImportError, ValueError: see :func:`check_model`.
     """
     check_model(model, machine)
-    device = resolve_device(machine.device)
+    device = found_device(machine.device)
     usual = "fp32" if device.type == "cpu" else "bf16"
     dtype = DTYPES[usual if model.dtype == "auto" else model.dtype]
     pipe = _tiny(model.name, dtype) if model.name in TINY else _stored(model, dtype)

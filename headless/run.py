@@ -12,8 +12,10 @@ import torch
 from tqdm import tqdm
 
 from ..rewards import default_folders
+from ..rewards.catalogue import entry
+from ..rewards.image_files import check_image_file, read_image
 from ..rewards.loading import check_mix, load_mix
-from ..rewards.networks import on_device
+from ..rewards.networks import found_device, on_device
 from ..sampling import SearchSettings, settings_from_json
 from ..sampling.hosts.diffusers import search_images
 from ..sampling.hosts.diffusers_call import arguments_of
@@ -29,7 +31,6 @@ from .models import (
     check_model,
     load_decoder,
     load_pipeline,
-    resolve_device,
 )
 
 PIPELINES = {"sd3": diffusers.StableDiffusion3Pipeline, "flux": diffusers.FluxPipeline}
@@ -57,6 +58,8 @@ class Recipe:
         rewards: weights by name; ``mode``: how they are mixed.
         call: arguments of the pipeline's call, besides the job's.
         decoder: a tiny decoder that decodes images to be judged; "" for the pipeline's VAE.
+        reference: the image, by its path, that ``image_similarity`` compares with.
+        options: of the rewards; see :func:`load_reward`.
     """
 
     model: Model
@@ -66,10 +69,11 @@ class Recipe:
     call: dict = field(default_factory=dict)
     baseline: bool = False
     decoder: str = ""
-    text: str = ""
+    reference: str = ""
+    options: dict = field(default_factory=dict)
 
     def to_json(self) -> dict:
-        return asdict(self) | {"model": asdict(self.model), "settings": self.settings.to_json()}
+        return asdict(self) | {"settings": self.settings.to_json()}
 
     @classmethod
     def from_json(cls, given: dict) -> Recipe:
@@ -100,7 +104,11 @@ def check(recipe: Recipe, machine: Machine, folders: Sequence[Path], jobs: Seque
         check_decoder(recipe.decoder)
     others = others_of(recipe.model)
     check_mix(recipe.rewards, folders, others)
+    if recipe.reference:
+        check_image_file(Path(recipe.reference))
     for name in recipe.rewards:
+        if name not in others and entry(name).needs_reference and not recipe.reference:
+            raise ValueError(f"expected --reference for {name}, got none; name an image file")
         if name in others:
             others[name]().check([job.prompt for job in jobs])
 
@@ -110,16 +118,17 @@ class Worker:
 
     def __init__(self, recipe: Recipe, machine: Machine, folders: Sequence[Path] | None = None):
         self.recipe = recipe
-        self.pipe = load_pipeline(recipe.model, machine)
-        self.device = resolve_device(machine.device)
+        self.device = found_device(machine.device)
         self.reward = load_mix(
             recipe.rewards,
             recipe.mode,
             folders=folders or default_folders(),
             others=others_of(recipe.model),
             place=on_device(machine.device),
-            text=recipe.text,
+            reference=read_image(Path(recipe.reference)) if recipe.reference else None,
+            **recipe.options,
         )
+        self.pipe = load_pipeline(recipe.model, machine)
         self.decoder = None
         if recipe.decoder:
             self.decoder = load_decoder(recipe.decoder, self.pipe.vae.dtype, self.device)
@@ -228,6 +237,7 @@ def here(
 ) -> Iterator[dict]:
     """In this process, one after the other."""
     worker = Worker(recipe, machine, folders)
+    worker.reward.check([job.prompt for job in jobs])
     for number, job in enumerate(jobs, 1):
         worker.pipe.set_progress_bar_config(desc=f"image {number} of {len(jobs)}", leave=False)
         yield worker.make(job, folder)
@@ -260,4 +270,11 @@ def run(
 def from_image(path: Path) -> tuple[Recipe, Job]:
     """The recipe and the job of an image that was made here before."""
     made = read_made(path)
-    return Recipe.from_json(made["recipe"]), Job.from_json(made["job"])
+    try:
+        return Recipe.from_json(made["recipe"]), Job.from_json(made["job"])
+    except (KeyError, TypeError) as error:
+        version = made.get("versions", {}).get("flow_ttrl")
+        raise ValueError(
+            f"expected an image made by version {VERSION}, got {path}, by {version} ({error}); "
+            "make it with that version"
+        ) from None

@@ -50,19 +50,28 @@ def tower_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.float16
 
 
-@cache
-def on_device(device: str | torch.device = "auto", dtype: torch.dtype | None = None) -> Place:
-    """Networks that stay on ``device``; "auto" takes an accelerator where there is one."""
+def found_device(device: str | torch.device = "auto") -> torch.device:
+    """A device by name; "auto" takes an accelerator where there is one.
+
+    Raises:
+        ValueError: this machine has none of that name.
+    """
     if device == "auto":
         mps = torch.backends.mps.is_available()
         device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
-        device = torch.zeros(0, device=device).device
+        return torch.zeros(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"expected a device of this machine, such as cpu, cuda or cuda:1, got {device!r}: "
             f"{str(error).splitlines()[0]}"
         ) from None
+
+
+@cache
+def on_device(device: str | torch.device = "auto", dtype: torch.dtype | None = None) -> Place:
+    """Networks that stay on ``device``; see :func:`found_device`."""
+    device = found_device(device)
 
     def place(module: nn.Module) -> Network:
         return Network(lower(module, dtype or tower_dtype(device)).to(device), device)

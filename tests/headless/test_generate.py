@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_vlm
 import torch
 from PIL import Image, ImageChops
 from tiny_pipelines import tiny_flux
 
 from flow_ttrl.cli import main
-from flow_ttrl.headless.images import read_made
+from flow_ttrl.headless.images import read_made, write_image
 from flow_ttrl.world.diffusers import GUIDANCE, world_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,6 +193,21 @@ def test_a_model_from_a_folder(capsys, tmp_path):
     assert Image.open(made["images"][0]["file"]).size == (64, 48)
 
 
+@pytest.mark.slow
+def test_a_judge_that_is_asked_questions(capsys, tmp_path):
+    """Its options are part of the recipe, and so of every image."""
+    tiny_vlm.write(tmp_path / "models" / "Qwen3-VL-4B-Instruct", "qwen3_vl")
+    argv = ("--model", "tiny-flux", *asked(PROMPTS[0]), "--reward", "vlm", *QUICK)
+    argv += ("--models", str(tmp_path / "models"), "--side", "256")
+    made = generate(capsys, tmp_path / "one", *argv, "--question", "Is it red?")["images"][0]
+    told = read_made(Path(made["file"]))
+    assert told["recipe"]["options"]["questions"] == "Is it red?"
+    assert 0 <= made["values"]["vlm"] <= 1
+    again = ("--from-image", made["file"], "--models", str(tmp_path / "models"), "--device", "cpu")
+    generate(capsys, tmp_path / "two", *again)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
 def write_bad(folder: Path) -> None:
     (folder / "latin").write_bytes("caf\xe9".encode("latin-1"))
     (folder / "line").write_text('{"prompt": "a red circle"}\n{"promt": "x"}')
@@ -206,6 +222,7 @@ def write_bad(folder: Path) -> None:
     (folder / "file").write_text("no folder")
     (folder / "notes.png").write_text("no image")
     Image.new("RGB", (8, 8)).save(folder / "photo.png")
+    write_image(folder / "later.png", Image.new("RGB", (8, 8)), {"job": {}, "recipe": {"new": 1}})
     Image.effect_noise((64, 64), 50).save(folder / "cut.png")
     (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:2000])
 
@@ -222,6 +239,8 @@ BAD = [
     ([*HERE, "--reward", "hps"], "HPS_v2.1_compressed.pt"),
     ([*HERE, "--reward", '{"white": "much"}'], "a number as the weight of white"),
     ([*HERE, "--reward", "{white}"], "expected JSON"),
+    ([*HERE, "--reward", "image_similarity"], "expected"),
+    ([*HERE, "--reward", "white", "--reference", "FOLDER/notes.png"], "expected"),
     (["--model", "tiny-sd3", "--prompt", "a cat on a mat"], "expected"),
     (["--model", "tiny-sd3", "--prompts", "FOLDER/nowhere"], "expected a file of prompts"),
     (["--model", "tiny-sd3", "--prompts", "FOLDER/latin"], "expected text in UTF-8"),
@@ -243,6 +262,7 @@ BAD = [
     ([*HERE, "--call", '{"promt": 1}'], "expected arguments of StableDiffusion3Pipeline's call"),
     ([*HERE, "--call", '{"output_type": "latent"}'], "does not set itself, got output_type"),
     (["--from-image", "FOLDER/notes.png"], "expected a whole image"),
+    (["--from-image", "FOLDER/later.png"], "expected an image made by version"),
     (["--from-image", "FOLDER/cut.png"], "expected a whole image"),
     (["--from-image", "FOLDER/photo.png", *HERE], "expected --from-image without a model"),
     (["--from-image", "FOLDER/photo.png"], "expected an image made by flow-ttrl generate"),
