@@ -7,9 +7,10 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..rewards import CATALOGUE, RewardMix, load_reward
-from ..rewards.catalogue import PREPROCESS, check_files
+from ..rewards.catalogue import PREPROCESS
 from ..rewards.checkpoints import stamp
 from ..rewards.comfy import folders, managed
+from ..rewards.loading import check_files
 from ..world.rewards import WORLD_REWARDS, world_reward
 from .types import ADVANCED, CATEGORY, Reward, schema
 

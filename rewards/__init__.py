@@ -2,8 +2,9 @@
 
 from .analytic import ANALYTIC
 from .base import Reward, Scores
-from .catalogue import CATALOGUE, load_reward
+from .catalogue import CATALOGUE
 from .files import default_folders
+from .loading import load_reward
 from .mixer import MODES, Judge, RewardMix
 
 __all__ = [

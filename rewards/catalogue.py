@@ -10,9 +10,8 @@ from torch import Tensor
 
 from .analytic import ANALYTIC
 from .base import Reward
-from .checkpoints import weights_file
-from .files import File, Folder, Twin, default_folders, given_path, program, shell_word
-from .networks import Place, on_device
+from .files import File, Folder, Twin
+from .networks import Place
 
 PREPROCESS = ("official", "paper")
 
@@ -77,91 +76,6 @@ def entry(name: str) -> Entry:
             "spelling"
         )
     return CATALOGUE[name]
-
-
-def check_files(name: str, folders: Sequence[Path], path: str | Path | None = None) -> list[Path]:
-    """The paths of a reward's files.
-
-    Args:
-        path: stands for the first file: a checkpoint or a Hugging Face folder anywhere.
-
-    Raises:
-        FileNotFoundError: each file that is missing, with folder, size, licence and source.
-        ValueError: a path for a reward that has no file.
-    """
-    found = entry(name)
-    if path and str(path).strip() and not found.files:
-        raise ValueError(f"expected no path for {name!r}, which has no files, got {path}; clear it")
-    own = [given_path(path)] if path and str(path).strip() else []
-    if own and not own[0].exists():
-        raise FileNotFoundError(f"expected a file or folder at {own[0]}, got none; mend the path")
-    beside = [*folders, *(p if p.is_dir() else p.parent for p in own)]
-    others = found.files[len(own) :]
-    absent = [file for file in others if file.find(beside) is None]
-    if absent:
-        raise FileNotFoundError(
-            f"{name}: expected {'; and '.join(file.lacking(folders) for file in absent)}; got no "
-            f"such file in {' or '.join(str(folder) for folder in folders)}. Put it there, or run: "
-            f"{program()} rewards --download {name} --models {shell_word(folders[0])}"
-        )
-    return own + [file.find(beside) for file in others]
-
-
-def load_reward(
-    name: str,
-    *,
-    folders: Sequence[Path] | None = None,
-    path: str | Path | None = None,
-    place: Place | None = None,
-    preprocess: str = "official",
-    reference: Tensor | None = None,
-    text: str = "",
-    engine: str = "auto",
-    questions: str = "",
-    combine: str = "mean",
-    split_prompt: bool = False,
-    side: int = 1024,
-) -> Reward:
-    """A reward of the catalogue, ready to score.
-
-    Args:
-        folders: models folders, first come first; :func:`default_folders` by default.
-        path: instead of the first of the reward's files.
-        place: where its networks run; by default on an accelerator where there is one.
-        preprocess, reference and what follows: as in :class:`Options`.
-
-    Raises:
-        FileNotFoundError: files that are missing.
-        ImportError: a package that is missing.
-        ValueError: a wrong name or option, or a file that is damaged or of another model.
-    """
-    found = entry(name)
-    if preprocess not in PREPROCESS:
-        raise ValueError(f"expected preprocess {' or '.join(PREPROCESS)}, got {preprocess!r}")
-    if found.needs_reference and reference is None:
-        raise ValueError(
-            f"expected a reference image for {name!r}, got none; wire or give the image that "
-            "others are compared with"
-        )
-    paths = check_files(name, default_folders() if folders is None else folders, path)
-    for file, found_path in zip(found.files, paths, strict=True):
-        file.check_twin(found_path)
-    options = Options(
-        place=place or on_device(),
-        preprocess=preprocess,
-        reference=reference,
-        text=text,
-        engine=engine,
-        questions=questions,
-        combine=combine,
-        split_prompt=split_prompt,
-        side=side,
-    )
-    loaded = found.load(paths, options)
-    beside = zip(found.files, paths, strict=True)
-    if notes := tuple(told for file, path in beside if (told := file.doubt(weights_file(path)))):
-        loaded.notes = notes
-    return loaded
 
 
 def _hps(name: str) -> Callable[[list[Path], Options], Reward]:
