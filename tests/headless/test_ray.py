@@ -38,12 +38,12 @@ def test_a_killed_worker_loses_nothing_and_makes_nothing_twice(capsys, tmp_path)
     assert files(out) == files(tmp_path / "one")
 
 
-def worker_at_work(parent: int, out) -> int:
+def worker_at_work(running: subprocess.Popen, out) -> int:
     """The process of a worker, once the first image is there."""
     until = time.monotonic() + 240
-    while time.monotonic() < until:
+    while time.monotonic() < until and running.poll() is None:
         if out.is_dir() and any(out.glob("*_[0-9].png")):
-            for child in psutil.Process(parent).children(recursive=True):
+            for child in psutil.Process(running.pid).children(recursive=True):
                 if "ImageWorker.make" in " ".join(child.cmdline()):
                     return child.pid
         time.sleep(0.05)
