@@ -28,9 +28,11 @@ def test_a_killed_worker_loses_nothing_and_makes_nothing_twice(capsys, tmp_path)
         running = subprocess.Popen(  # noqa: S603
             command, stdout=subprocess.PIPE, stderr=told, text=True
         )
-        victim = worker_at_work(running.pid, out)
-        os.kill(victim, signal.SIGKILL)
-        answer, _ = running.communicate(timeout=300)
+        try:
+            os.kill(worker_at_work(running, out), signal.SIGKILL)
+            answer, _ = running.communicate(timeout=300)
+        finally:
+            running.kill()
     assert running.returncode == 0, log.read_text()
     assert "which is made by another" in log.read_text()
     rows = json.loads(answer)["images"]
