@@ -376,7 +376,7 @@ def test_changing_a_strategys_parameters_changes_its_search():
         "glass": {
             "transitions": 2,
             "window": 0.5,
-            "inner": 2,
+            "inner": 3,
             "correlation": 0.8,
             "parents": 1,
             "draft_steps": 10,
