@@ -55,7 +55,7 @@ def _t5():
 
 
 def _t5_tokens() -> T5TokenizerFast:
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -2.0)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("\u2581", -2.0)]
     pieces += [(letter, -3.0) for letter in LETTERS]
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
 

@@ -31,75 +31,12 @@ import comfy.samplers  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import torch  # noqa: E402
 from comfy.ldm.modules.attention import attention_pytorch  # noqa: E402
+from small_networks import FLUX, QWEN_IMAGE, SD3, Z_IMAGE  # noqa: E402
 
 SIGMA, GUIDANCE = 0.7, 4.0
 BATCH, SIDE, TOKENS = 2, 12, 20
 DIRECTIONS = 4
 EPSILON = 3e-3  # of the finite difference, times a direction of unit root mean square
-SD3 = {
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": 2,
-    "depth": 3,
-    "input_size": None,
-    "adm_in_channels": 96,
-    "context_embedder_config": {
-        "target": "torch.nn.Linear",
-        "params": {"in_features": 96, "out_features": 192},
-    },
-    "num_patches": 144,
-    "pos_embed_max_size": 12,
-    "pos_embed_scaling_factor": None,
-    "qk_norm": "rms",
-    "x_block_self_attn_layers": [0],
-}
-FLUX = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": 2,
-    "hidden_size": 192,
-    "num_heads": 3,
-    "axes_dim": [16, 24, 24],
-    "mlp_ratio": 4.0,
-    "theta": 10000,
-    "qkv_bias": True,
-    "txt_ids_dims": [],
-    "depth": 2,
-    "depth_single_blocks": 3,
-    "context_in_dim": 96,
-    "vec_in_dim": 96,
-    "guidance_embed": True,
-    "yak_mlp": False,
-    "txt_norm": False,
-}
-QWEN_IMAGE = {
-    "image_model": "qwen_image",
-    "num_layers": 2,
-    "attention_head_dim": 64,
-    "num_attention_heads": 3,
-    "joint_attention_dim": 96,
-    "axes_dims_rope": (16, 24, 24),
-}
-Z_IMAGE = {
-    "image_model": "lumina2",
-    "patch_size": 2,
-    "in_channels": 16,
-    "dim": 384,
-    "cap_feat_dim": 96,
-    "n_layers": 2,
-    "n_refiner_layers": 1,
-    "qk_norm": True,
-    "n_heads": 6,
-    "n_kv_heads": 6,
-    "axes_dims": [16, 24, 24],
-    "axes_lens": [1536, 512, 512],
-    "rope_theta": 256.0,
-    "ffn_dim_multiplier": 8.0 / 3.0,
-    "z_image_modulation": True,
-    "time_scale": 1000.0,
-    "pad_tokens_multiple": 32,
-}
 VIDEO = {"qwen_image"}
 """Networks whose latents have a frame."""
 

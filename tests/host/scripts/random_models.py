@@ -25,47 +25,30 @@ from comfy.ldm.lumina.model import NextDiT  # noqa: E402
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper  # noqa: E402
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from small_networks import FLUX, SD3, Z_IMAGE  # noqa: E402
 
-FLUX = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": 2,
-    "vec_in_dim": 768,
-    "context_in_dim": 4096,
+TRUE_FLUX = {
+    **FLUX,
     "hidden_size": 3072,
-    "mlp_ratio": 4.0,
     "num_heads": 24,
+    "axes_dim": [16, 56, 56],
     "depth": 1,
     "depth_single_blocks": 1,
-    "axes_dim": [16, 56, 56],
-    "theta": 10000,
-    "qkv_bias": True,
-    "guidance_embed": True,
-    "txt_ids_dims": [],
+    "context_in_dim": 4096,
+    "vec_in_dim": 768,
 }
-Z_IMAGE = {
-    "patch_size": 2,
-    "in_channels": 16,
+TRUE_Z_IMAGE = {
+    **Z_IMAGE,
     "dim": 3840,
     "cap_feat_dim": 2560,
     "n_layers": 1,
-    "qk_norm": True,
+    "n_refiner_layers": 2,
     "n_heads": 30,
     "n_kv_heads": 30,
     "axes_dims": [32, 48, 48],
-    "axes_lens": [1536, 512, 512],
-    "rope_theta": 256.0,
-    "ffn_dim_multiplier": 8.0 / 3.0,
-    "z_image_modulation": True,
-    "time_scale": 1000.0,
-    "pad_tokens_multiple": 32,
 }
-SD3 = {
-    "input_size": None,
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": 2,
+TRUE_SD3 = {
+    **SD3,
     "depth": 4,
     "num_blocks": 4,
     "adm_in_channels": 2048,
@@ -75,15 +58,12 @@ SD3 = {
     },
     "num_patches": 36864,
     "pos_embed_max_size": 192,
-    "pos_embed_scaling_factor": None,
-    "qk_norm": "rms",
-    "x_block_self_attn_layers": [0],
 }
 MODELS = {
-    "flux": (Flux, FLUX, torch.float8_e4m3fn),
+    "flux": (Flux, TRUE_FLUX, torch.float8_e4m3fn),
     "qwen_image": (QwenImageTransformer2DModel, {"num_layers": 1}, torch.float8_e4m3fn),
-    "z_image": (NextDiT, Z_IMAGE, torch.float8_e4m3fn),
-    "sd3": (OpenAISignatureMMDITWrapper, SD3, torch.float16),
+    "z_image": (NextDiT, TRUE_Z_IMAGE, torch.float8_e4m3fn),
+    "sd3": (OpenAISignatureMMDITWrapper, TRUE_SD3, torch.float16),
 }
 
 
