@@ -1,5 +1,7 @@
 """Writes diffusion models of the true architectures and widths, a block deep, with random weights.
 
+SD3's, whose width follows from its depth, is small.
+
     COMFYUI_PATH=... <the host's python> random_models.py FOLDER
 
 The files are of the layouts that people download, in float8 but for sd3's, so that the host's own
