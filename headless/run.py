@@ -24,6 +24,7 @@ from ..version import VERSION
 from .images import prepare_folder, read_made, write_image
 from .jobs import Job
 from .models import (
+    FAMILIES,
     TINY,
     Machine,
     Model,
@@ -33,7 +34,7 @@ from .models import (
     load_pipeline,
 )
 
-PIPELINES = {"sd3": diffusers.StableDiffusion3Pipeline, "flux": diffusers.FluxPipeline}
+PIPELINES = {family: getattr(diffusers, name) for name, family in FAMILIES.items()}
 OWN_ARGUMENTS = (
     "prompt",
     "negative_prompt",

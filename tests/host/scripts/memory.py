@@ -7,26 +7,17 @@ On a CPU there is no second device to move to: this shows the host's bookkeeping
 
 import importlib
 import json
-import os
 import sys
-import types
 from pathlib import Path
 
+from started_host import start_host
+
 MODELS = Path(sys.argv[1])
-sys.argv[1:] = ["--cpu"]
-sys.path.insert(0, os.environ["COMFYUI_PATH"])
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+start_host()
 
 import comfy.model_management as management  # noqa: E402
 import torch  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[3]
-pack = types.ModuleType("pack")
-pack.__path__ = [str(ROOT)]
-sys.modules["pack"] = pack
 rewards = importlib.import_module("pack.rewards")
 ours = importlib.import_module("pack.rewards.comfy")
 

@@ -9,17 +9,11 @@ reward, for more rows than a limit.
 import contextlib
 import importlib
 import json
-import os
 import sys
-import types
-from pathlib import Path
 
-sys.argv[1:] = ["--cpu"]
-sys.path.insert(0, os.environ["COMFYUI_PATH"])
+from started_host import start_host
 
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+start_host()
 
 import comfy.hooks  # noqa: E402
 import comfy.model_management as management  # noqa: E402
@@ -28,10 +22,6 @@ import torch  # noqa: E402
 
 import nodes  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[3]
-pack = types.ModuleType("pack")
-pack.__path__ = [str(ROOT)]
-sys.modules["pack"] = pack
 world = importlib.import_module("pack.world.comfy")
 rewards = importlib.import_module("pack.world.rewards")
 sampling = importlib.import_module("pack.sampling")

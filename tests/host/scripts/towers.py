@@ -8,28 +8,19 @@ under a name of its own.
 
 import importlib
 import json
-import os
 import shutil
 import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 
+from started_host import start_host
+
 MODELS, EMPTY = map(Path, sys.argv[1:])
-sys.argv[1:] = ["--cpu", "--base-directory", str(EMPTY)]
-sys.path.insert(0, os.environ["COMFYUI_PATH"])
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+start_host("--base-directory", str(EMPTY))
 
 import folder_paths  # noqa: E402, F401
 import torch  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[3]
-pack = types.ModuleType("pack")
-pack.__path__ = [str(ROOT)]
-sys.modules["pack"] = pack
 rewards = importlib.import_module("pack.rewards")
 files = importlib.import_module("pack.rewards.files")
 ours = importlib.import_module("pack.rewards.comfy")
