@@ -11,34 +11,16 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
+from paper_worlds import WORLDS
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from flow_ttrl.headless import paper_settings, search_images
-from flow_ttrl.headless.paper import GUIDANCE
-from flow_ttrl.rewards import ANALYTIC, RewardMix
 from flow_ttrl.sampling import make_settings
-from flow_ttrl.world.diffusers import GUIDANCE as WORLD_GUIDANCE
-from flow_ttrl.world.diffusers import world_pipeline
-from flow_ttrl.world.rewards import world_reward
 
 FILES = {"sd3": "pipeline_SD3_with_log_prob", "flux": "pipeline_FLUX_with_log_prob"}
 CLASSES = {"sd3": "SD3TTRLPipeline", "flux": "FluxTTRLPipeline"}
-WORLDS = ("tiny-world", "tiny-random")
-
-
-def components(world: str, arch: str):
-    """The pipeline and the reward that both sides get, and the call's guidance and size."""
-    if world == "tiny-world":
-        pipe, reward = world_pipeline(arch), world_reward("verifier" if arch == "sd3" else "scorer")
-        size = {"height": 96, "width": 96}
-        return pipe, RewardMix(((reward, 1.0),)), {"guidance_scale": WORLD_GUIDANCE[arch]} | size
-    from tiny_pipelines import tiny_flux, tiny_sd3
-
-    pipe = {"sd3": tiny_sd3, "flux": tiny_flux}[arch]()
-    size = {"height": 128, "width": 128}
-    return pipe, RewardMix(((ANALYTIC["contrast"], 1.0),)), {"guidance_scale": GUIDANCE} | size
 
 
 class Counted:
@@ -65,7 +47,7 @@ class Side:
 
     def __init__(self, args, arch: str):
         torch.set_num_threads(args.threads)
-        self.pipe, self.reward, self.call = components(args.world, arch)
+        self.pipe, self.reward, self.call = WORLDS[args.world](arch)
         self.pipe.set_progress_bar_config(disable=True)
         self.call["num_inference_steps"] = args.steps
         self.counted = Counted(self.pipe, pair=arch == "sd3")
@@ -122,8 +104,10 @@ class Theirs(Side):
         sys.dont_write_bytecode = True
         module = __import__(FILES[arch])
         published = getattr(module, CLASSES[arch])
-        # its own call, the components' prompt encoder
-        self.pipe.__class__ = type(published.__name__, (type(self.pipe), published), {})
+        own = type(self.pipe)
+        if not issubclass(published, own):  # it has a prompt encoder of its own
+            published = type(published.__name__, (own, published), {})
+        self.pipe.__class__ = published
         parameters = paper_settings(arch).parameters
         self.settings = {
             "noise_range": list(parameters.noise_range),

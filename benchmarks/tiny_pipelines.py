@@ -25,14 +25,14 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz,.!"
 WIDTH = 32
 
 
-def _clip(projected: bool):
+def _clip(width: int, projected: bool):
     kind = CLIPTextModelWithProjection if projected else CLIPTextModel
     config = CLIPTextConfig(
-        hidden_size=WIDTH,
+        hidden_size=width,
         intermediate_size=64,
         num_hidden_layers=3,
         num_attention_heads=4,
-        projection_dim=WIDTH,
+        projection_dim=width,
         vocab_size=2 * len(LETTERS) + 2,
         bos_token_id=2 * len(LETTERS),
         eos_token_id=2 * len(LETTERS) + 1,
@@ -48,9 +48,9 @@ def _clip_tokens() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
-def _t5():
+def _t5(width: int):
     return T5EncoderModel(
-        T5Config(vocab_size=64, d_model=WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+        T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
     )
 
 
@@ -74,8 +74,13 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def tiny_sd3(dtype: torch.dtype = torch.float32, dynamic: bool = False):
-    """A ``StableDiffusion3Pipeline`` for images of 64 pixels a side."""
+def tiny_sd3(dtype: torch.dtype = torch.float32, dynamic: bool = False, **parts):
+    """A ``StableDiffusion3Pipeline`` for images of 64 pixels a side.
+
+    Args:
+        dynamic: shift the schedule by the size of the image.
+        parts: the pipeline's "transformer" or "vae", instead of its own.
+    """
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -92,25 +97,15 @@ def tiny_sd3(dtype: torch.dtype = torch.float32, dynamic: bool = False):
         qk_norm="rms_norm",
         dual_attention_layers=(0,),
     )
-    t5 = T5EncoderModel(
-        T5Config(vocab_size=64, d_model=2 * WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-    )
-    pipe = StableDiffusion3Pipeline(
-        transformer=transformer,
-        vae=_vae(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic),
-        text_encoder=_clip(True),
-        tokenizer=_clip_tokens(),
-        text_encoder_2=_clip(True),
-        tokenizer_2=_clip_tokens(),
-        text_encoder_3=t5,
-        tokenizer_3=_t5_tokens(),
-    )
-    return _ready(pipe, dtype)
+    own = {"transformer": transformer, "vae": _vae()}
+    return sd3_pipeline((WIDTH, WIDTH), 2 * WIDTH, dtype, dynamic, **own | parts)
 
 
-def tiny_flux(dtype: torch.dtype = torch.float32, guided: bool = True):
-    """A ``FluxPipeline``; ``guided`` as dev is by distillation, else as schnell."""
+def tiny_flux(dtype: torch.dtype = torch.float32, guided: bool = True, **parts):
+    """A ``FluxPipeline``; ``guided`` as dev is by distillation, else as schnell.
+
+    ``parts`` as in :func:`tiny_sd3`.
+    """
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         patch_size=1,
@@ -124,14 +119,34 @@ def tiny_flux(dtype: torch.dtype = torch.float32, guided: bool = True):
         guidance_embeds=guided,
         axes_dims_rope=(4, 6, 6),
     )
-    pipe = FluxPipeline(
-        transformer=transformer,
-        vae=_vae(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guided),
-        text_encoder=_clip(False),
+    own = {"transformer": transformer, "vae": _vae()}
+    return flux_pipeline(WIDTH, WIDTH, dtype, guided, **own | parts)
+
+
+def sd3_pipeline(clips: tuple[int, int], t5: int, dtype: torch.dtype, dynamic=False, **parts):
+    """A pipeline of a "transformer" and a "vae", with shallow prompt encoders of these widths."""
+    pipe = StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic),
+        text_encoder=_clip(clips[0], True),
         tokenizer=_clip_tokens(),
-        text_encoder_2=_t5(),
+        text_encoder_2=_clip(clips[1], True),
+        tokenizer_2=_clip_tokens(),
+        text_encoder_3=_t5(t5),
+        tokenizer_3=_t5_tokens(),
+        **parts,
+    )
+    return _ready(pipe, dtype)
+
+
+def flux_pipeline(clip: int, t5: int, dtype: torch.dtype, dynamic=True, **parts):
+    """The same of FLUX."""
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic),
+        text_encoder=_clip(clip, False),
+        tokenizer=_clip_tokens(),
+        text_encoder_2=_t5(t5),
         tokenizer_2=_t5_tokens(),
+        **parts,
     )
     return _ready(pipe, dtype)
 

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 
 import torch
-from paper_sides import FILES, WORLDS, Ours, Side, Theirs
+from paper_sides import FILES, Ours, Side, Theirs
+from paper_worlds import WORLDS
 
 from flow_ttrl.headless.paper import STEPS
 from flow_ttrl.sampling import STRATEGIES
@@ -124,7 +125,7 @@ def _interval(differences: list[float]) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", required=True, help="checkout of the published code")
-    parser.add_argument("--world", choices=WORLDS, default=WORLDS[0])
+    parser.add_argument("--world", choices=tuple(WORLDS), default="tiny-world")
     parser.add_argument("--arch", choices=tuple(FILES), default="flux")
     parser.add_argument("--strategy", choices=tuple(STRATEGIES), default="flow_ttrl")
     parser.add_argument("--tasks", type=int, default=20, help="prompts, each from its own seed")

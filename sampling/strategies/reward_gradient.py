@@ -1,4 +1,4 @@
-"""The gradient of a differentiable reward, through decoder and model, late in the schedule.
+"""The gradient of a differentiable reward, through decoder and model, between the steps.
 
 The data-side ascent of PG-MAP (UG-FM) and ReNO's normalised step, on the latent itself.
 """
@@ -27,8 +27,8 @@ class RewardGradient(Parameters):
 
     strategy = "reward_gradient"
 
-    begin: float = ranged(0.67, 0, 1)
-    ascent: float = ranged(0.01, 0, 1)
+    begin: float = ranged(0.0, 0, 1)
+    ascent: float = ranged(0.02, 0, 1)
 
 
 CALLS_PER_ASCENT = 3

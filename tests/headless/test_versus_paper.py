@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from paper_sides import Counted, Peak
+from paper_worlds import full_size_transformer, gaussian
 from test_generate import ROOT
 from versus_paper import _interval
 
@@ -55,12 +56,35 @@ def test_peak_memory_sees_what_is_gone_again():
     assert 0.1 < peak.gigabytes < 0.6
 
 
+@pytest.mark.parametrize("arch", ["sd3", "flux"])
+def test_the_exact_field_is_sampled_by_the_stock_pipeline(arch):
+    pipe, reward, call = gaussian(arch)
+    call |= {"num_inference_steps": 100, "output_type": "latent"}
+    latents = pipe("a red fox", **call, generator=torch.Generator().manual_seed(0)).images
+    assert pipe.transformer.world.band_energies(latents) == pytest.approx(1, abs=0.07)
+    images = torch.rand(2, 1024, 1024, 3)
+    images[1, :512] = images[1, :512] / 9  # no structure that is asked for
+    scores = reward.score(images, ["a red fox"] * 2).total
+    assert scores.isfinite().all() and scores[0] != scores[1]
+
+
+def test_full_size_is_the_size_of_the_true_models():
+    with torch.device("meta"):
+        weights = {
+            arch: sum(p.numel() for p in full_size_transformer(arch).parameters())
+            for arch in ("sd3", "flux")
+        }
+    assert weights == {"sd3": pytest.approx(2.24e9, rel=0.02), "flux": pytest.approx(11.9e9, 0.01)}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not REFERENCE, reason="no FLOW_TTRL_REFERENCE, a checkout")
 @pytest.mark.parametrize("arch", ["sd3", "flux"])
-def test_ours_beside_theirs(arch):
+@pytest.mark.parametrize("world", ["tiny-world", "tiny-random", "gaussian"])
+def test_ours_beside_theirs(world, arch):
     before = sorted(Path(REFERENCE).rglob("*"))
-    made = run("--reference", REFERENCE, "--arch", arch, "--quick", "--json")
+    options = ("--reference", REFERENCE, "--world", world, "--arch", arch, "--quick", "--json")
+    made = run(*options)
     assert made.returncode == 0, made.stderr
     told = json.loads(made.stdout)
     assert told["theirs"]["backwards"] == told["ours"]["backwards"] == 10
