@@ -335,8 +335,19 @@ CATALOGUE: dict[str, Entry] = {
                         "SmolVLM-256M-Instruct",
                     ),
                     repo="Qwen/Qwen3-VL-4B-Instruct",
+                    revision="ebb281ec70b05090aa6165b016eac8ec08e71b17",
                     size=8875631616,
                     licence="Apache-2.0",
+                    sha256=(
+                        (
+                            "model-00001-of-00002.safetensors",
+                            "30a01a0556622645a3cce87b655bbbbbc1f170c196099f1b666c93202c3339a9",
+                        ),
+                        (
+                            "model-00002-of-00002.safetensors",
+                            "046296a2a387efb43b0c997d5833c789604d168834f6e0d3064bf7bb13d002a6",
+                        ),
+                    ),
                 ),
             ),
         ),

@@ -48,7 +48,10 @@ def download(
 
 
 def fetch_folder(wanted: Folder, folder: Path, endpoint: str | None = None) -> Path:
-    """A repository's model into ``folder``, file by file, large ones by the hub's own checksums."""
+    """A repository's model into ``folder``, file by file.
+
+    Large ones by the checksums that are known here, or else by the hub's own.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint)
@@ -59,12 +62,19 @@ def fetch_folder(wanted: Folder, folder: Path, endpoint: str | None = None) -> P
             f"expected the hub's list of the files of {wanted.repo}, got {type(error).__name__}: "
             f"{error}; try again"
         ) from error
+    hubs = {found.rfilename: found.lfs.sha256 for found in info.siblings if found.lfs}
+    for name, known in wanted.sha256:
+        if hubs.get(name) != known:
+            raise ValueError(
+                f"expected {name} of {wanted.repo} with SHA-256 {known}, got a hub that has "
+                f"{hubs.get(name, 'none')} of it; nothing was fetched: tell us if it stays so"
+            )
     files = [
         File(
             path=f"{wanted.path}/{found.rfilename}",
             source=found.rfilename,
             size=found.size,
-            sha256=found.lfs.sha256 if found.lfs else "",
+            sha256=hubs.get(found.rfilename, ""),
             licence=wanted.licence,
             repo=wanted.repo,
             revision=info.sha,

@@ -114,6 +114,7 @@ class Folder:
         path: the folder's name in a models folder; ``also`` are models that serve in its place.
         size: of its tensors, in bytes.
         licence: of ``repo``'s weights.
+        sha256: of its large files at ``revision``, by name.
     """
 
     path: str
@@ -122,6 +123,7 @@ class Folder:
     licence: str
     revision: str = "main"
     also: tuple[str, ...] = ()
+    sha256: tuple[tuple[str, str], ...] = ()
 
     @property
     def origin(self) -> str:

@@ -148,9 +148,12 @@ def test_the_catalogues_files_are_fully_described(name):
         assert file.size > 1000
         assert file.licence
         assert not file.path.startswith("/")
-        if isinstance(file, File):
-            assert len(file.sha256) == 64
-            assert file.repo or file.source.startswith("https://")
+        if isinstance(file, Folder):
+            assert len(file.revision) == 40
+            assert file.sha256 and all(len(digest) == 64 for _, digest in file.sha256)
+            continue
+        assert len(file.sha256) == 64
+        assert file.repo or file.source.startswith("https://")
 
 
 PARTS = {
@@ -248,6 +251,20 @@ def test_a_large_file_is_checked_by_the_hubs_checksum(repository, tmp_path, monk
         download.download("tiny", tmp_path, repository)
     assert not (tmp_path / "tiny-vlm" / "model-2.safetensors").exists()
     assert CATALOGUE["tiny"].lacks([tmp_path])
+
+
+def test_a_hub_that_lists_other_weights_is_not_fetched_from(repository, tmp_path, monkeypatch):
+    first, second = "model-1.safetensors", "model-2.safetensors"
+    own = ((first, hashlib.sha256(PARTS[first]).hexdigest()), (second, "0" * 64))
+    entry = Entry("tiny", "", lambda paths, options: None, (replace(REPOSITORY, sha256=own),))
+    monkeypatch.setitem(catalogue.CATALOGUE, "tiny", entry)
+    with pytest.raises(ValueError, match=f"expected {second} of .* with SHA-256 {'0' * 64}"):
+        download.download("tiny", tmp_path, repository)
+    assert RepositoryHub.asked == [] and list(tmp_path.iterdir()) == []
+    kept = replace(REPOSITORY, sha256=own[:1])
+    monkeypatch.setitem(catalogue.CATALOGUE, "tiny", replace(entry, files=(kept,)))
+    download.download("tiny", tmp_path, repository)
+    assert set(RepositoryHub.asked) == LOADED
 
 
 def test_another_model_serves_in_its_place(tmp_path):
