@@ -262,6 +262,7 @@ def started(
         )
         try:
             running = Server(port, base)
+            running.pid = process.pid
             for _ in range(START_SECONDS * 2):
                 assert process.poll() is None, log_path.read_text()[-4000:]
                 try:
