@@ -17,10 +17,53 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from flow_ttrl.headless import paper_settings, search_images
+from flow_ttrl.rewards.mixer import Judge
 from flow_ttrl.sampling import make_settings
 
 FILES = {"sd3": "pipeline_SD3_with_log_prob", "flux": "pipeline_FLUX_with_log_prob"}
 CLASSES = {"sd3": "SD3TTRLPipeline", "flux": "FluxTTRLPipeline"}
+
+
+class Stages:
+    """Seconds of a search by stage; what one stage does within another is the inner one's."""
+
+    NAMES = ("model", "backward", "decode", "reward")
+
+    def __init__(self, pipe):
+        self.seconds, self.within = dict.fromkeys(self.NAMES, 0.0), [0.0]
+        self._watch(pipe.transformer, "forward", "model")
+        self._watch(pipe.vae, "decode", "decode")
+        self._watch(Judge, "score", "reward")
+        self._watch(torch.autograd, "grad", "backward")
+        self._watch(torch.autograd, "backward", "backward")  # what Tensor.backward calls
+
+    def _watch(self, owner, name: str, stage: str) -> None:
+        exact = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            began = now()
+            self.within.append(0.0)
+            try:
+                return exact(*args, **kwargs)
+            finally:
+                took = now() - began
+                self.seconds[stage] += took - self.within.pop()
+                self.within[-1] += took
+
+        setattr(owner, name, timed)
+
+    def take(self, whole: float) -> dict[str, float]:
+        """Of a search of ``whole`` seconds; ``rest`` is what no stage has."""
+        found = self.seconds | {"rest": whole - sum(self.seconds.values())}
+        self.seconds, self.within = dict.fromkeys(self.NAMES, 0.0), [0.0]
+        return found
+
+
+def now() -> float:
+    """Seconds, once the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class Counted:
@@ -51,6 +94,7 @@ class Side:
         self.pipe.set_progress_bar_config(disable=True)
         self.call["num_inference_steps"] = args.steps
         self.counted = Counted(self.pipe, pair=arch == "sd3")
+        self.stages = Stages(self.pipe)
         self.arch = arch
 
     def run(self, prompt: str, seed: int, plain: bool) -> dict:
@@ -67,11 +111,13 @@ class Side:
             )
             told["plain"] = self.judged(sampled.images[0], prompt)
         self.counted.take()
+        self.stages.take(0)
         with Peak() as peak:
-            began = time.perf_counter()
+            began = now()
             image = self.search(prompt, seed)
-            told["seconds"] = time.perf_counter() - began
+            told["seconds"] = now() - began
         told |= self.counted.take()
+        told["stages"] = self.stages.take(told["seconds"])
         return told | {"reward": self.judged(image, prompt), "peak_memory": peak.gigabytes}
 
     def judged(self, image: Image.Image, prompt: str) -> float:

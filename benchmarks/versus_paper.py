@@ -105,12 +105,21 @@ def compare(args) -> dict:
 
 
 def _summary(rows: list[dict], gains: list[float]) -> dict:
-    """Means; time's median, since the machine has other work; the highest memory."""
+    """Means; time's median, since the machine has other work; the highest memory.
+
+    ``shares`` are of the time, by stage; ``over_floor`` is the time over that of the calls alone.
+    """
     names = ("model_calls", "backwards", "calls", "reward")
     found = {name: statistics.mean(row[name] for row in rows) for name in names}
     found["gain"] = statistics.mean(gains)
     found["seconds"] = statistics.median(row["seconds"] for row in rows)
-    return found | {"peak_memory": max(row["peak_memory"] for row in rows)}
+    shares = {
+        stage: statistics.median(row["stages"][stage] / row["seconds"] for row in rows)
+        for stage in rows[0]["stages"]
+    }
+    one = shares["model"] * found["seconds"] / found["model_calls"]
+    found["over_floor"] = found["seconds"] / (one * found["calls"])
+    return found | {"peak_memory": max(row["peak_memory"] for row in rows), "shares": shares}
 
 
 def _interval(differences: list[float]) -> dict:
@@ -148,8 +157,11 @@ def main() -> int:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return 0
     for name in ("theirs", "ours"):
+        shares = found[name].pop("shares")
         told = "  ".join(f"{key} {value:.4g}" for key, value in found[name].items())
         sys.stdout.write(f"{name:7s} {told}\n")
+        told = "  ".join(f"{stage} {share:.0%}" for stage, share in shares.items())
+        sys.stdout.write(f"{name:7s} time: {told}\n")
     ratios = "  ".join(f"{name} {value:.2f}" for name, value in found["ratios"].items())
     gap = found["gain_difference"]
     sys.stdout.write(f"ours / theirs: {ratios}\n")

@@ -55,7 +55,7 @@ class Machine:
     Attributes:
         device: ``auto`` takes an accelerator where there is one.
         offload: ``model`` keeps on the device only the model that is at work, ``sequential`` only
-            the layer.
+            the layer; rewards are there while they judge.
         vae: ``tiling`` and ``slicing`` of the VAE.
     """
 

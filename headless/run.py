@@ -125,7 +125,7 @@ class Worker:
             recipe.mode,
             folders=folders or default_folders(),
             others=others_of(recipe.model),
-            place=on_device(machine.device),
+            place=on_device(machine.device, visiting=machine.offload != "none"),
             reference=read_image(Path(recipe.reference)) if recipe.reference else None,
             **recipe.options,
         )

@@ -84,8 +84,16 @@ class RewardMix:
 
     def get_models(self) -> list:
         """All of the rewards' model patchers; ComfyUI's cache asks for them by this name."""
+        return _patchers(self._networks())
+
+    def rest(self) -> None:
+        """Let all networks leave their devices until they are called again, where they are to."""
+        for network in self._networks():
+            network.rest()
+
+    def _networks(self) -> list[Network]:
         rewards = [reward for reward, _ in self.parts]
-        return _patchers(n for reward in rewards for n in (*reward.networks, *reward.text_networks))
+        return [n for reward in rewards for n in (*reward.networks, *reward.text_networks)]
 
     def check(self, prompts: list[str]) -> None:
         """Raise ValueError for a prompt that a reward of the mix cannot judge. Runs no model."""
@@ -181,6 +189,7 @@ class Judge:
             if weight and reward.needs_prompt and not all(prompt.strip() for prompt in prompts):
                 log.warning("%s judges by the prompt, and there is an empty one", reward.name)
             reward.prepare(prompts)
+        mix.rest()
         self.mix, self.prompts, self.patience = mix, prompts, patience
         named = zip(mix.names, mix.parts, strict=True)
         self.columns = {
@@ -205,6 +214,7 @@ class Judge:
                 (self.columns[name], self._values(name, reward, weight, images, asked))
                 for name, (reward, weight) in zip(self.mix.names, self.mix.parts, strict=True)
             ]
+        self.mix.rest()
         return {
             name: column
             for names, table in tables

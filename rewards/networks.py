@@ -35,6 +35,9 @@ class Network:
     def bring(self) -> None:
         """Have the module on its device."""
 
+    def rest(self) -> None:
+        """What was to be scored is scored: the module may leave its device until the next time."""
+
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The module's float32 output for ``inputs``, on its device."""
         self.bring()
@@ -68,13 +71,26 @@ def found_device(device: str | torch.device = "auto") -> torch.device:
         ) from None
 
 
+class Visiting(Network):
+    """A network that is on its device only while images are scored or prompts encoded."""
+
+    def bring(self) -> None:
+        self.module.to(self.device)
+
+    def rest(self) -> None:
+        self.module.to("cpu")
+
+
 @cache
-def on_device(device: str | torch.device = "auto", dtype: torch.dtype | None = None) -> Place:
-    """Networks that stay on ``device``; see :func:`found_device`."""
+def on_device(
+    device: str | torch.device = "auto", dtype: torch.dtype | None = None, visiting: bool = False
+) -> Place:
+    """Networks that stay on ``device``, or are ``visiting`` it; see :func:`found_device`."""
     device = found_device(device)
 
     def place(module: nn.Module) -> Network:
-        return Network(lower(module, dtype or tower_dtype(device)).to(device), device)
+        lowered = lower(module, dtype or tower_dtype(device))
+        return Visiting(lowered, device) if visiting else Network(lowered.to(device), device)
 
     return place
 

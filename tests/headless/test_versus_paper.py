@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import paper_sides
 import pytest
 import torch
-from paper_sides import Counted, Peak
+from paper_sides import Counted, Peak, Stages
 from paper_worlds import full_size_transformer, gaussian
 from test_generate import ROOT
 from versus_paper import _interval
 
+from flow_ttrl.rewards.mixer import Judge
 from flow_ttrl.world.diffusers import world_pipeline
 
 REFERENCE = os.environ.get("FLOW_TTRL_REFERENCE", "")
@@ -41,6 +44,25 @@ def test_calls_and_graphs_are_counted_per_image():
     assert counted.take() == {"model_calls": 6, "backwards": 0, "calls": 6}
     assert counted.take()["model_calls"] == 0
     counted.hook.remove()
+
+
+def test_a_stage_within_another_is_counted_once(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(paper_sides, "now", lambda: float(next(clock)))
+    monkeypatch.setattr(Judge, "score", Judge.score)  # and so it is put back
+    for name in ("grad", "backward"):
+        monkeypatch.setattr(torch.autograd, name, getattr(torch.autograd, name))
+    pipe = SimpleNamespace(
+        transformer=SimpleNamespace(forward=lambda: 1),
+        vae=SimpleNamespace(decode=lambda: pipe.transformer.forward()),
+    )
+    stages = Stages(pipe)
+    assert pipe.vae.decode() == 1  # of 0 to 3, 1 to 2 is the model's
+    x = torch.ones(1, requires_grad=True)
+    x.sum().backward()
+    taken = stages.take(10.0)
+    assert taken == {"model": 1, "backward": 1, "decode": 2, "reward": 0, "rest": 6}
+    assert stages.take(1.0)["rest"] == 1
 
 
 def test_the_interval_is_of_paired_differences():

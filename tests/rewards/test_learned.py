@@ -237,3 +237,17 @@ def test_pixels_of_the_tiny_models_are_normalised_clip_pixels(load, images):
     tower = load("clipscore").tower
     assert torch.equal(tower.pixels(images), clip_pixels(images, 56))
     assert normalise(torch.ones(1, 3, 2, 2), (0.5,) * 3, (0.5,) * 3).unique().tolist() == [1.0]
+
+
+def test_visiting_networks_are_there_to_score_and_to_encode_alone(load, images):
+    staying, moves = load("clipscore"), []
+    reward = load("clipscore", place=on_device("cpu", visiting=True))
+    (image,), (text,) = reward.networks, reward.text_networks
+    for name, network in (("image", image), ("text", text)):
+        network.module.to = lambda device, name=name: moves.append((name, str(device)))
+        network.device = torch.device("cpu", 0)  # told apart from where it rests
+    judge = RewardMix(((reward, 1.0),)).judge(PROMPTS)
+    scores = judge.score(images)["clipscore"]
+    rest = [("image", "cpu"), ("text", "cpu")]
+    assert moves == [("text", "cpu:0"), *rest, ("image", "cpu:0"), *rest]
+    assert torch.equal(scores, staying.score(images, PROMPTS))
