@@ -69,8 +69,9 @@ class DiffusersFlow:
             raw = self.call.raw(x0, self.decoder).to(self.decoder.dtype)
             parts = raw.split(max(1, DECODED_AT_ONCE // self.call.pixels))
             images = torch.cat([self.decoder.decode(part, return_dict=False)[0] for part in parts])
-        images = images.float().movedim(1, -1) / 2 + 0.5
-        return images if images.requires_grad else images.clamp(0, 1)
+        if images.requires_grad:
+            return images.float().movedim(1, -1) / 2 + 0.5
+        return (images.float() / 2).add_(0.5).clamp_(0, 1).movedim(1, -1)
 
     def score(self, images: Tensor, item: Tensor) -> Values:
         return self.judge.score(images, item)
