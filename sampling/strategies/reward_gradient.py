@@ -21,13 +21,14 @@ from ..updates import norm, unit
 class RewardGradient(Parameters):
     """
     Attributes:
-        begin: share of the steps before the first ascent.
+        begin: share of the steps before the first ascent. The first step's look-ahead hardly
+            depends on the noise, so that its gradient may be no more than rounding.
         ascent: how far an ascent moves the latent, as a share of its norm.
     """
 
     strategy = "reward_gradient"
 
-    begin: float = ranged(0.0, 0, 1)
+    begin: float = ranged(0.05, 0, 1)
     ascent: float = ranged(0.02, 0, 1)
 
 
