@@ -22,6 +22,7 @@ from flow_ttrl.headless.paper import GUIDANCE
 from flow_ttrl.rewards import ANALYTIC, RewardMix
 from flow_ttrl.rewards.base import Reward
 from flow_ttrl.rewards.imagereward import TEXT, VISION, ImageRewardNetwork
+from flow_ttrl.rewards.networks import on_device
 from flow_ttrl.world.diffusers import GUIDANCE as WORLD_GUIDANCE
 from flow_ttrl.world.diffusers import world_pipeline
 from flow_ttrl.world.gaussian import REWARDS, GaussianWorld
@@ -187,13 +188,13 @@ def full_size_pipeline(arch: str, device: str):
 def full_size_rewards(device: str) -> RewardMix:
     """The published demo's two, of files with random weights."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+        models = Path(folder)
         clip = open_clip.CLIP(**open_clip.get_model_config("ViT-H-14"))
         halved = {name: value.half() for name, value in clip.state_dict().items()}
-        torch.save({"state_dict": halved}, place / "HPS_v2.1_compressed.pt")
+        torch.save({"state_dict": halved}, models / "HPS_v2.1_compressed.pt")
         blip = ImageRewardNetwork(VISION, TEXT).half().state_dict()
-        save_file(blip, place / "ImageReward.safetensors")
+        save_file(blip, models / "ImageReward.safetensors")
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
         words += [f"##{number}" for number in range(TEXT["vocab_size"] - 2 - len(words))]
-        (place / "vocab.txt").write_text("\n".join(words), "utf-8")
-        return load_mix({"imagereward": 1.0, "hps": 0.5}, folders=[place], device=device)
+        (models / "vocab.txt").write_text("\n".join(words), "utf-8")
+        return load_mix({"imagereward": 1.0, "hps": 0.5}, folders=[models], place=on_device(device))
