@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -135,6 +136,7 @@ class Ours(Side):
         self.settings = paper_settings(arch)
         if args.strategy != "flow_ttrl":
             self.settings = make_settings(args.strategy, budget=args.budget, keep_better=False)
+        self.settings = replace(self.settings, micro_batch=args.micro_batch)
 
     def search(self, prompt: str, seed: int) -> Image.Image:
         call = self.call | {"prompt": prompt}

@@ -139,6 +139,7 @@ def main() -> int:
     parser.add_argument("--arch", choices=tuple(FILES), default="flux")
     parser.add_argument("--strategy", choices=tuple(STRATEGIES), default="flow_ttrl")
     parser.add_argument("--budget", type=float, help="of another strategy; default: theirs costs")
+    parser.add_argument("--micro-batch", type=int, default=0, help="candidates of ours at once")
     parser.add_argument("--tasks", type=int, default=20, help="prompts, each from its own seed")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
