@@ -20,13 +20,11 @@ from pathlib import Path
 import torch
 from paper_sides import FILES, Ours, Side, Theirs
 from paper_worlds import WORLDS
+from quality_report import interval
 
 from flow_ttrl.headless.paper import STEPS
 from flow_ttrl.sampling import STRATEGIES
 from flow_ttrl.world.prompts import held_out
-
-DRAWS = 2000
-"""Of the bootstrap that the confidence interval is from."""
 
 
 def serve(kind: type[Side], args, pipe) -> None:
@@ -48,10 +46,14 @@ class Process:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(kind, args, theirs), daemon=True)
         self.process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
         self.answer()
 
     def answer(self) -> dict:
-        told = self.pipe.recv()
+        try:
+            told = self.pipe.recv()
+        except EOFError:
+            raise RuntimeError("a side's process ended without a word; see above") from None
         if "error" in told:
             raise RuntimeError(told["error"])
         return told
@@ -125,11 +127,8 @@ def _summary(rows: list[dict], gains: list[float]) -> dict:
 
 def _interval(differences: list[float]) -> dict:
     """Mean of paired differences and its 95% interval by bootstrap."""
-    values = torch.tensor(differences, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(len(values), (DRAWS, len(values)), generator=generator)
-    low, high = values[picks].mean(1).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-    return {"mean": values.mean().item(), "ci_low": low, "ci_high": high}
+    low, high = interval(differences)
+    return {"mean": statistics.mean(differences), "ci_low": low, "ci_high": high}
 
 
 def main() -> int:

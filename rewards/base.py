@@ -147,9 +147,10 @@ def check_prompts(prompts: list[str]) -> None:
 def finite_images(images: Tensor) -> Tensor:
     """Which [B] of ``images`` [B, H, W, 3] have no NaN and no infinity in them.
 
-    Their sums tell, in a tenth of the time that a look at every pixel takes.
+    Their extremes tell, in a tenth of the time that a mask of every pixel takes.
     """
-    return images.detach().flatten(1).sum(1, dtype=torch.float32).isfinite()
+    pixels = images.detach()
+    return pixels.amin((1, 2, 3)).isfinite() & pixels.amax((1, 2, 3)).isfinite()
 
 
 def check_images(images: Tensor) -> None:

@@ -214,18 +214,16 @@ class Run:
         def call(rows: Tensor, item: Tensor) -> Tensor:
             images = self.flow.decode(rows, item)
             self.cost.decodes += len(rows)
-            whole = images.flatten(1).sum(1, dtype=torch.float32).isfinite()  # each value is, then
-            if whole.any() and not whole.all():
-                values = self.flow.score(images[whole], item[whole])
-            else:  # where none is: to know the rewards' names
-                values = self.flow.score(images, item)
+            whole = images.amin((1, 2, 3)).isfinite() & images.amax((1, 2, 3)).isfinite()
+            shown = whole if whole.any() else ~whole  # one at least, to know the rewards' names
+            judged = images if shown.all() else images[shown]  # a copy only where it must be
+            values = self.flow.score(judged, item[shown])
             self.cost.rewards += len(rows)
             names.extend(name for name in values if name not in names)
             found = torch.stack([values[name].float() for name in names], 1).to(clean.device)
-            whole = whole.to(clean.device)
             table = found.new_full((len(rows), len(names)), torch.nan)
-            table[whole] = found if len(found) < len(rows) else found[whole]
-            return table
+            table[shown.to(clean.device)] = found
+            return table.masked_fill(~whole.to(clean.device)[:, None], torch.nan)
 
         names: list[str] = []
         table = self._each(call, clean, active, empty=torch.nan)

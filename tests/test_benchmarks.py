@@ -6,7 +6,8 @@ import pytest
 import search_quality
 import torch
 from octaves import octave_energies
-from search_quality import Cell, compared, difference, figure, interval, run_cell, spread, table
+from quality_report import compared, difference, figure, interval, table
+from search_quality import Cell, run_cell, spread
 from worlds import TinyWorld
 
 from flow_ttrl.sampling import make_settings, plan, shifted_sigmas

@@ -10,19 +10,14 @@ import contextlib
 import gc
 import importlib
 import json
-import os
 import sys
 import types
-from pathlib import Path
+
+from started_host import ROOT, start_host
 
 CASES = sys.argv[1:]
 """Models, and "rope"; none: all."""
-sys.argv[1:] = ["--cpu"]
-sys.path.insert(0, os.environ["COMFYUI_PATH"])
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+start_host()
 
 import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
@@ -43,10 +38,9 @@ VIDEO = {"qwen_image"}
 
 def load_pack(name: str):
     """The pack's gradient module, with the tree loaded as package ``name``; no __init__ is run."""
-    root = Path(__file__).resolve().parents[3]
     for suffix in ("", ".sampling", ".sampling.hosts"):
         package = types.ModuleType(name + suffix)
-        package.__path__ = [str(root.joinpath(*suffix.split(".")))]
+        package.__path__ = [str(ROOT.joinpath(*suffix.split(".")))]
         sys.modules[package.__name__] = package
     return importlib.import_module(f"{name}.sampling.hosts.comfy_gradients")
 

@@ -8,30 +8,21 @@ with a fitted head, ``judge.safetensors``, for a server.
 
 import importlib
 import json
-import os
 import shutil
 import sys
-import types
 from pathlib import Path
 
+from started_host import ROOT, start_host
+
 FOLDER = Path(sys.argv[1])
-sys.argv[1:] = ["--cpu"]
-sys.path.insert(0, os.environ["COMFYUI_PATH"])
-
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+start_host(package="flow_ttrl")
 
 import comfy.model_management as management  # noqa: E402
 import comfy.sampler_helpers  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "tests" / "host"), str(ROOT / "tests" / "rewards")]
-pack = types.ModuleType("flow_ttrl")
-pack.__path__ = [str(ROOT)]
-sys.modules["flow_ttrl"] = pack
 
 import tiny_vlm  # noqa: E402
 import tiny_vlm_nodes as host_models  # noqa: E402
