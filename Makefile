@@ -23,7 +23,9 @@ demo: env
 test: env
 	$(BIN)/python -m pytest -m "not slow" --ignore=tests/host --ignore=tests/browser
 
+# With the optional packages, too (LoRA, offloading, bitsandbytes, Ray), some 300 MB.
 test-all: env
+	$(BIN)/python -m pip install --quiet --editable ".[standalone,test,headless,ray]"
 	$(BIN)/python -m pytest --ignore=tests/host --ignore=tests/browser
 
 # A few minutes' worth; `benchmarks/search_quality.py --table` makes the whole table.
@@ -51,7 +53,7 @@ browser-test: env
 
 gpu-test: env
 	@test -n "$(COMFYUI)" || { echo "usage: make gpu-test COMFYUI=/path/to/ComfyUI"; exit 2; }
-	COMFYUI_PATH="$(COMFYUI)" $(BIN)/python -m pytest tests/gpu
+	COMFYUI_PATH="$(COMFYUI)" $(BIN)/python -m pytest tests/gpu tests/headless/test_card.py
 
 lint: env
 	$(BIN)/ruff check .

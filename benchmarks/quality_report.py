@@ -12,10 +12,10 @@ def mean(values: list) -> float | None:
     return round(sum(values) / len(values), 4) if values else None
 
 
-def interval(values: list[float], resamples: int = 4000) -> tuple[float, float]:
-    """95% bootstrap interval of the mean of ``values``, one a task."""
+def interval(values: list[float], repeats: int = 1, resamples: int = 4000) -> tuple[float, float]:
+    """95% bootstrap interval of the mean of ``values``, ``repeats`` a task: tasks are resampled."""
     generator = torch.Generator().manual_seed(0)
-    data = torch.tensor(values, dtype=torch.float64)
+    data = torch.tensor(values, dtype=torch.float64).view(-1, repeats).mean(1)
     rows = torch.randint(len(data), (resamples, len(data)), generator=generator)
     low, high = data[rows].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     return low.item(), high.item()
@@ -56,10 +56,9 @@ def compared(rows: list[dict]) -> list[dict]:
 
 def difference(row: dict, rival: dict) -> tuple[float, float, float]:
     """Paired difference of accuracy (of rewards, without verdicts) and its 95% interval."""
-    scale = float if row["hits"] else None
-    ours, theirs = ([scale(h) for h in r["hits"]] if scale else r["rewards"] for r in (row, rival))
-    gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
-    low, high = interval(gaps)
+    name = "hits" if row["hits"] else "rewards"
+    gaps = [float(a) - float(b) for a, b in zip(row[name], rival[name], strict=True)]
+    low, high = interval(gaps, row["repeats"])
     return mean(gaps), round(low, 4), round(high, 4)
 
 

@@ -26,7 +26,7 @@ from octaves import octave_energies
 from quality_report import compared, figure, interval, mean, table
 from worlds import WORLDS
 
-from flow_ttrl.sampling import STRATEGIES, make_settings, search
+from flow_ttrl.sampling import STRATEGIES, SearchSettings, make_settings, search
 
 TABLE = Path(__file__).parents[1] / "docs" / "search_quality.json"
 BATCH = 10
@@ -66,8 +66,16 @@ class Cell:
     repeats: int = 1
     parameters: tuple[tuple[str, object], ...] = ()
 
+    @property
+    def settings(self) -> SearchSettings:
+        return make_settings(
+            self.strategy, budget=self.budget, keep_better=False, **dict(self.parameters)
+        )
+
     def key(self) -> dict:
-        return {**asdict(self), "parameters": dict(self.parameters)}
+        """With all settings, so that a row made by other defaults is another row."""
+        settings = json.loads(json.dumps(self.settings.to_json()))
+        return {**asdict(self), "parameters": dict(self.parameters), "settings": settings}
 
 
 def table_cells(n: int, half: str, seed: int) -> list[Cell]:
@@ -124,10 +132,7 @@ def run_chunk(job: tuple[Cell, int, int]) -> dict:
     tasks = [tasks[number // cell.repeats] for number in range(first, first + count)]
     flow = world.flow(cell.arch, tasks, cell.driver, cell.steps)
     noise = world.noise(cell.arch, cell.seed, first, count)
-    settings = make_settings(
-        cell.strategy, budget=cell.budget, keep_better=False, **dict(cell.parameters)
-    )
-    result = search(flow, noise, settings, seed=cell.seed)
+    result = search(flow, noise, cell.settings, seed=cell.seed)
     with torch.no_grad():
         images = flow.decode(result.latents, torch.arange(count))
     hits, driver, other = world.verdicts(cell.arch, images, tasks, cell.driver)
@@ -163,7 +168,7 @@ def run_cell(cell: Cell, pool) -> dict:
     )
     cost = {k: sum(part["cost"][k] for part in parts) / cell.n for k in parts[0]["cost"]}
     calls = cost["model_calls"] + 2 * cost["backwards"]
-    ends = interval([float(hit) for hit in hits]) if hits else None
+    ends = interval([float(hit) for hit in hits], cell.repeats) if hits else None
     low, high = (round(end, 4) for end in ends) if ends else (None, None)
     return {
         **cell.key(),
@@ -188,11 +193,11 @@ def main() -> None:
     args = _arguments()
     out = args.out
     rows = json.loads(out.read_text("utf-8")) if out.exists() else []
-    known = {json.dumps(_key(row)) for row in rows}
+    known = {_key(row) for row in rows}
     cells = _cells(args)
     with multiprocessing.get_context("spawn").Pool(args.jobs, torch.set_num_threads, (1,)) as pool:
         for number, cell in enumerate(cells, 1):
-            if json.dumps(_key(cell.key())) in known:
+            if _key(cell.key()) in known:
                 continue
             row = run_cell(cell, pool)
             rows.append(row)
@@ -203,15 +208,16 @@ def main() -> None:
                 f"{row['accuracy']} reward {row['driver_reward']} other {row['other_reward']} "
                 f"calls {row['calls']:.1f} decodes {row['decodes']:.1f} in {row['seconds']:.0f} s\n"
             )
-    wanted = {json.dumps(_key(cell.key())) for cell in cells}
-    shown = [row for row in rows if json.dumps(_key(row)) in wanted]
+    wanted = {_key(cell.key()) for cell in cells}
+    shown = [row for row in rows if _key(row) in wanted]
     if args.figure:
         figure(shown, args.figure)
     sys.stdout.write((json.dumps(compared(shown)) if args.json else table(shown)) + "\n")
 
 
-def _key(row: dict) -> dict:
-    return {name: row[name] for name in Cell.__dataclass_fields__}
+def _key(row: dict) -> str:
+    names = (*Cell.__dataclass_fields__, "settings")
+    return json.dumps({name: row[name] for name in names}, sort_keys=True)
 
 
 def _write(path: Path, rows: list[dict]) -> None:
@@ -266,7 +272,7 @@ def _arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--table", action="store_true", help="all cells of the committed table")
-    parser.add_argument("--quick", action="store_true", help="10 tasks, two cells")
+    parser.add_argument("--quick", action="store_true", help="10 tasks, on two pairings")
     parser.add_argument("--world", default="tiny", help="tiny, gaussian or package.module:factory")
     parser.add_argument(
         "--strategies", nargs="+", default=["steered", "drafts"], choices=STRATEGIES

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 
 from ..headless.jobs import Job, jobs_of
-from ..headless.run import check, from_image, run
+from ..headless.recipe import check
+from ..headless.run import from_image, run
 from ..rewards.files import given_path
 from .options import folders, positive
-from .pipelines import add_images, add_run, engine_of, machine_of, recipe_of
+from .pipelines import add_images, add_run, engine_of, machine_of, recipe_of, seed
 from .published import add_settings, made_settings
+
+OF_A_MACHINE = ("device", "offload", "vae_slicing", "engine", "address", "num_gpus", "num_cpus")
+"""Options that go with --from-image, beside --out, --models and --json: they change no image."""
 
 
 def add_to(command: argparse.ArgumentParser) -> None:
@@ -33,28 +37,32 @@ def add_to(command: argparse.ArgumentParser) -> None:
     prompts.add_argument(
         "--negative", help="negative prompt; FLUX heeds it with --call '{\"true_cfg_scale\": 3}'"
     )
-    prompts.add_argument("--seed", type=int, default=0, help="of a prompt's first image; default 0")
+    prompts.add_argument(
+        "--seed", type=seed, default=0, help="of a prompt's first image; default: 0"
+    )
     prompts.add_argument("--baseline", action="store_true", help="the plain image beside each")
     prompts.add_argument("--images", type=positive, default=1, help="of every prompt; default 1")
     add_settings(command)
+    command.set_defaults(usual=vars(command.parse_args([])))
 
 
 def _generate(args) -> tuple[dict, str]:
-    machine, places = machine_of(args), folders(args)
+    machine, places, engine = machine_of(args), folders(args), engine_of(args)
     if args.from_image:
-        if args.model or args.reward or args.prompt or args.prompts:
+        kept = (*OF_A_MACHINE, "out", "models", "json", "from_image")
+        given = [n for n, v in args.usual.items() if n not in kept and getattr(args, n) != v]
+        if given:
             raise ValueError(
-                "expected --from-image without a model, reward or prompt of its own, which the "
-                "image says; leave them out"
+                f"expected --from-image without {', '.join(f'--{n}' for n in given)}: what the "
+                "image is made by it says itself; leave them out"
             )
-        recipe, job = from_image(args.from_image)
+        recipe, job = from_image(args.from_image, args.device)
         jobs = [job]
     else:
-        usual = Job("", "", _whole_seed(args.seed), args.negative, args.size)
+        usual = Job("", "", args.seed, args.negative, args.size)
         jobs = jobs_of(args.prompt, usual, args.images, args.prompts)
         recipe = recipe_of(args, made_settings(args), baseline=args.baseline)
-    check(recipe, machine, places, jobs)
-    engine = engine_of(args)
+    check(recipe, machine, places, jobs, elsewhere=args.num_gpus > 0)
     rows = run(recipe, machine, places, jobs, args.out, engine)
     answer = {"model": recipe.model.name, "settings": recipe.settings.to_json(), "images": rows}
     return answer, "\n".join(_told(row) for row in rows)
@@ -66,9 +74,3 @@ def _told(row: dict) -> str:
     reward = "none" if row["reward"] is None else f"{row['reward']:.4f}"
     state = "there already" if row["skipped"] else f"{row['seconds']:.1f} s"
     return f"{row['file']}  {reward}{plain}  {row['cost']['times_plain']:g}x  {state}"
-
-
-def _whole_seed(seed: int) -> int:
-    if seed < 0:
-        raise ValueError(f"expected --seed to be a whole number from 0, got {seed}")
-    return seed

@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from ..headless.geneval import RESULTS, geneval_jobs, read_metadata, verdicts, write_metadata
-from ..headless.run import Recipe, check, run
+from ..headless.geneval import (
+    RESULTS,
+    check_folder,
+    geneval_jobs,
+    read_metadata,
+    verdicts,
+    write_metadata,
+)
+from ..headless.recipe import Recipe, check
+from ..headless.run import run
 from ..rewards.files import given_path
 from ..sampling import SearchSettings, make_settings
 from .options import folders, positive
-from .pipelines import add_images, add_run, engine_of, machine_of, recipe_of
+from .pipelines import add_images, add_run, engine_of, machine_of, recipe_of, seed
 from .published import add_settings, made_settings
 
 USUAL_STEPS = 28
@@ -27,7 +35,9 @@ def add_to(command: argparse.ArgumentParser) -> None:
         help="GenEval's own evaluation_metadata.jsonl",
     )
     command.add_argument("--images", type=positive, default=4, help="of every prompt; default: 4")
-    command.add_argument("--seed", type=int, default=0, help="of a prompt's first image; default 0")
+    command.add_argument(
+        "--seed", type=seed, default=0, help="of a prompt's first image; default: 0"
+    )
     command.add_argument("--first", type=positive, metavar="N", help="only the first N prompts")
     add_images(command)
     add_settings(command)
@@ -38,13 +48,20 @@ def _geneval(args) -> tuple[dict, str]:
     machine, places = machine_of(args), folders(args)
     prompts = read_metadata(args.metadata)[: args.first]
     jobs = geneval_jobs(prompts, args.images, args.seed, args.size)
+    if args.keep_better:
+        raise ValueError(
+            "expected geneval without --keep-better: no method of its table keeps a plain sample; "
+            "leave it out"
+        )
     engine = engine_of(args)
     recipe = recipe_of(args, made_settings(args), baseline=False)
     recipes = {
         name: replace(recipe, settings=settings) for name, settings in _methods(recipe).items()
     }
     for one in recipes.values():
-        check(one, machine, places, jobs)
+        check(one, machine, places, jobs, elsewhere=args.num_gpus > 0)
+    for name in recipes:
+        check_folder(args.out / name, prompts, args.images)
     methods = {}
     for name, one in recipes.items():
         folder = args.out / name
@@ -56,7 +73,7 @@ def _geneval(args) -> tuple[dict, str]:
             "images": len(rows),
             "reward": sum(rewards) / len(rewards) if rewards else None,
             "times_plain": sum(row["cost"]["times_plain"] for row in rows) / len(rows),
-            "geneval": verdicts(folder),
+            "geneval": verdicts(folder, len(rows)),
         }
     answer = {"model": recipe.model.name, "prompts": len(prompts), "methods": methods}
     return answer, _table(methods)

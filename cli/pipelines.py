@@ -7,13 +7,15 @@ import json
 from pathlib import Path
 
 from ..headless import paper
-from ..headless.jobs import parse_size
-from ..headless.models import DTYPES, OFFLOAD, QUANTIZE, TINY, Machine, Model
-from ..headless.run import Engine, Recipe, here, others_of
+from ..headless.jobs import SEEDS, parse_size
+from ..headless.models import DTYPES, OFFLOAD, QUANTIZE, TINY, Machine, Model, usual_dtype
+from ..headless.recipe import Recipe, others_of
+from ..headless.run import Engine, here
 from ..rewards import MODES
 from ..rewards.catalogue import PREPROCESS
 from ..rewards.files import given_path
 from ..rewards.loading import weights_of
+from ..rewards.networks import found_device
 from ..sampling import SearchSettings
 from ..world.diffusers import GUIDANCE as WORLD_GUIDANCE
 from .options import add_json, add_models, add_questions, positive, question_options
@@ -29,7 +31,7 @@ def add_images(command: argparse.ArgumentParser) -> None:
     )
     images.add_argument("--size", type=_size, metavar="WxH", help="default: the model's own")
     images.add_argument("--steps", type=positive, help="default: the pipeline's own, 28")
-    images.add_argument("--guidance", type=float, help="guidance_scale; default: the model's own")
+    images.add_argument("--guidance", type=float, help="guidance_scale; default: its own")
     images.add_argument(
         "--call", type=_object, default={}, metavar="JSON", help="more for the pipeline's call"
     )
@@ -58,8 +60,10 @@ def add_run(command: argparse.ArgumentParser) -> None:
     run.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     run.add_argument("--quantize", choices=QUANTIZE, default="none")
     run.add_argument("--offload", choices=OFFLOAD, default="none")
-    run.add_argument("--vae-tiling", action="store_true")
-    run.add_argument("--vae-slicing", action="store_true")
+    run.add_argument(
+        "--vae-tiling", action="store_true", help="the VAE decodes in tiles of half its usual side"
+    )
+    run.add_argument("--vae-slicing", action="store_true", help="it decodes images one by one")
     run.add_argument(
         "--tiny-decoder", default="", metavar="ID", help="judges by it, such as madebyollin/taef1"
     )
@@ -83,6 +87,10 @@ def engine_of(args) -> Engine:
         ImportError, ValueError: no Ray, or no workers for it.
     """
     if args.engine == "here":
+        given = [n for n in ("address", "num_gpus", "num_cpus") if getattr(args, n)]
+        if given:
+            option = given[0].replace("_", "-")
+            raise ValueError(f"expected --engine ray with --{option}, got {args.engine}; add it")
         return here
     from ..headless.ray_engine import on_ray
 
@@ -90,14 +98,21 @@ def engine_of(args) -> Engine:
 
 
 def machine_of(args) -> Machine:
-    vae = [way for way in ("tiling", "slicing") if getattr(args, f"vae_{way}")]
-    return Machine(args.device, args.offload, tuple(vae))
+    return Machine(args.device, args.offload, args.vae_slicing)
 
 
 def model_of(args) -> Model:
+    """As an image can be made of again anywhere: precision decided, paths whole."""
     if not args.model:
         raise ValueError(f"expected --model, got none; try --model {next(iter(TINY))}")
-    return Model(args.model, args.dtype, args.quantize, tuple(args.lora))
+    dtype = args.dtype
+    if dtype == "auto":
+        cards = args.num_gpus > 0  # of other machines, perhaps
+        dtype = "bf16" if cards else usual_dtype(found_device(args.device))
+    lora = tuple(str(Path(path).expanduser().absolute()) for path in args.lora)
+    place = Path(args.model).expanduser()
+    name = str(place.absolute()) if place.exists() and args.model not in TINY else args.model
+    return Model(name, dtype, args.quantize, lora, args.vae_tiling)
 
 
 def recipe_of(args, settings: SearchSettings, *, baseline: bool) -> Recipe:
@@ -129,6 +144,13 @@ def _call(args) -> dict:
         guidance = paper.GUIDANCE
     usual = {"num_inference_steps": steps, "guidance_scale": guidance}
     return {name: value for name, value in usual.items() if value is not None} | args.call
+
+
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < SEEDS:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, below 2^64, got {text}")
+    return value
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ python demo/sd3_ttrl.py --model tiny-sd3 --reward verifier --prompt "a red circl
 """
 
 import argparse
+from pathlib import Path
 
 from flow_ttrl.headless import (
     Model,
@@ -25,11 +26,11 @@ parser.add_argument("--budget", type=float, default=6.0)
 parser.add_argument("--steps", type=int, default=28)
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--paper", action="store_true")
-parser.add_argument("--out", default="sd3_ttrl.png")
+parser.add_argument("--out", type=Path, default=Path("sd3_ttrl.png"))
 args = parser.parse_args()
 
-pipe = load_pipeline(Model(args.model))
 reward = load_mix(args.reward, others=WORLD_REWARDS)
+pipe = load_pipeline(Model(args.model))
 settings = paper_settings("sd3") if args.paper else make_settings(budget=args.budget)
 
 found = search_images(
@@ -44,7 +45,7 @@ found = search_images(
 )
 
 found.images[0].save(args.out)
-found.plain[0].save(args.out.replace(".png", "_plain.png"))
+found.plain[0].save(args.out.with_stem(f"{args.out.stem}_plain"))
 plain, searched = found.result.plain_rewards.item(), found.result.rewards.item()
 cost = found.report["cost"]["times_plain"]
 print(f"reward {plain:.4f} plain, {searched:.4f} searched, at {cost:g} times a plain sample")

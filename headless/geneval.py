@@ -10,8 +10,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from .jobs import Job
+from .jobs import Job, read_lines
 
+TEXTS = ("tag", "prompt")
+"""What every line of its metadata says."""
 RESULTS = "results.jsonl"
 """What its evaluator is told to write into a method's folder."""
 
@@ -23,9 +25,7 @@ def read_metadata(path: Path) -> list[dict]:
         OSError, ValueError: a file that cannot be read, or is not GenEval's.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"expected text in UTF-8 in {path}, got {error}") from None
+        lines = read_lines(path)
     except OSError as error:
         raise OSError(
             f"expected GenEval's evaluation_metadata.jsonl at {path}, got {error.strerror}"
@@ -38,7 +38,7 @@ def read_metadata(path: Path) -> list[dict]:
             one = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: expected JSON, got {error}") from None
-        if not isinstance(one, dict) or not {"tag", "prompt"} <= one.keys():
+        if not isinstance(one, dict) or not all(isinstance(one.get(k), str) for k in TEXTS):
             raise ValueError(f"{path}, line {number}: expected tag, prompt and include")
         found.append(one)
     if not found:
@@ -57,6 +57,20 @@ def geneval_jobs(
     ]
 
 
+def check_folder(folder: Path, prompts: Sequence[dict], images: int) -> None:
+    """Raise ValueError where a method's folder holds more than these, which would be judged, too.
+
+    So does one of a longer run; of a shorter one it holds a part.
+    """
+    for sample in folder.glob("[0-9]*/samples/*.png"):
+        number, image = sample.parents[1].name, sample.stem
+        if not (number.isdigit() and int(number) < len(prompts)) or not int(image) < images:
+            raise ValueError(
+                f"expected {folder} to hold no image but of these {len(prompts)} prompts, "
+                f"{images} of each, got {sample}; name another --out, or move it away"
+            )
+
+
 def write_metadata(folder: Path, prompts: Sequence[dict]) -> None:
     """Each prompt's own line beside its samples."""
     for number, one in enumerate(prompts):
@@ -65,8 +79,10 @@ def write_metadata(folder: Path, prompts: Sequence[dict]) -> None:
         (place / "metadata.jsonl").write_text(json.dumps(one), "utf-8")
 
 
-def verdicts(folder: Path) -> dict[str, float] | None:
-    """Share of right images by tag, and their mean as ``overall``; None before the evaluator ran.
+def verdicts(folder: Path, images: int) -> dict[str, float] | None:
+    """Share of right images by tag, and their mean as ``overall``.
+
+    None before the evaluator ran on these ``images``: results of fewer are of an earlier run.
 
     Raises:
         ValueError: results that are not the evaluator's.
@@ -81,7 +97,7 @@ def verdicts(folder: Path) -> dict[str, float] | None:
             by_tag[one["tag"]].append(bool(one["correct"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"expected the evaluator's results in {path}, got {error!r}") from None
-    if not by_tag:
+    if sum(len(right) for right in by_tag.values()) != images:
         return None
     shares = {tag: sum(right) / len(right) for tag, right in by_tag.items()}
     return shares | {"overall": sum(shares.values()) / len(shares)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 KEY = "flow_ttrl"
 """Of the PNG's text that holds what made it, as JSON."""
-_BYTES_A_PIXEL = 4
+_BYTES_A_PIXEL = 2
+"""Of a photograph in a PNG, about; it has three before they are packed."""
 
 
 def write_image(path: Path, image: Image.Image, made: dict) -> None:
@@ -25,15 +27,17 @@ def write_image(path: Path, image: Image.Image, made: dict) -> None:
     """
     text = PngImagePlugin.PngInfo()
     text.add_itxt(KEY, json.dumps(made))
-    partial = path.with_name(f".{path.name}.part")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # of this writer alone
     try:
         with partial.open("wb") as opened:
             image.save(opened, "PNG", pnginfo=text)
             opened.flush()
             os.fsync(opened.fileno())
         os.replace(partial, path)
-    except OSError as error:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise OSError(
             f"expected to write {path}, got {error.strerror or error}; what was finished before "
             "stays, and the same command goes on from there"
@@ -56,7 +60,13 @@ def read_made(path: Path) -> dict:
         raise ValueError(f"expected a whole image at {path}, got {error}") from None
     if text is None:
         raise ValueError(f"expected an image made by flow-ttrl generate, got {path}, which says no")
-    return json.loads(text)
+    try:
+        made = json.loads(text)
+    except ValueError:
+        made = None
+    if not isinstance(made, dict):
+        raise ValueError(f"expected what made {path} as a JSON object in it, got another text")
+    return made
 
 
 def prepare_folder(folder: Path, images: int, pixels: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -12,6 +13,10 @@ STEP = 16
 """Sides of SD3's and FLUX's images are multiples of this many pixels."""
 KEYS = ("prompt", "negative", "seed", "size", "name")
 """What a line of JSON may say."""
+SEEDS = 2**64
+"""A seed is below it, as torch's are."""
+_NAME_BYTES = 200
+"""Of a file's name, which a disk has 255 for, with its ending and what is added to it."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,33 @@ class Job:
     negative: str | None = None
     size: tuple[int, int] | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no image can be made of, before the first one is."""
+        for name in ("prompt", "negative"):
+            text = getattr(self, name)
+            if not isinstance(text, str) and not (name == "negative" and text is None):
+                raise ValueError(f"expected {name} to be a text, got {text!r}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise ValueError(f"expected seed to be a whole number from 0, got {self.seed!r}")
+        if self.seed >= SEEDS:
+            raise ValueError(f"expected seed to be below 2^64, got {self.seed}")
+        if self.size is not None:
+            check_size(self.size)
+
     def to_json(self) -> dict:
         return asdict(self)
 
     @classmethod
     def from_json(cls, given: dict) -> Job:
+        """Of what an image says of itself, which may be anybody's.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no job, or one whose name leads elsewhere.
+        """
         known = {field.name: given[field.name] for field in fields(cls)}
+        name = known["name"]
+        for part in name.split("/") if isinstance(name, str) else [name]:
+            check_name(part)
         return cls(**known | {"size": tuple(known["size"]) if known["size"] else None})
 
     def call(self) -> dict:
@@ -54,13 +80,38 @@ def parse_size(text: str) -> tuple[int, int]:
         ValueError: no size, or sides that are no multiples of :data:`STEP`.
     """
     found = re.fullmatch(r"(\d+)x(\d+)", str(text).strip().lower())
-    size = tuple(int(side) for side in found.groups()) if found else (0,)
-    if not all(side and side % STEP == 0 for side in size):
+    size = tuple(int(side) for side in found.groups()) if found else text
+    check_size(size)
+    return size
+
+
+def check_size(size) -> None:
+    """Raise ValueError for what is no width and height in pixels."""
+    pair = isinstance(size, tuple) and len(size) == 2
+    if not pair or not all(isinstance(s, int) and s > 0 and s % STEP == 0 for s in size):
+        got = "x".join(str(side) for side in size) if pair else repr(size)
         raise ValueError(
             f"expected a size of width x height, both divisible by {STEP}, such as 1024x768, got "
-            f"{text!r}"
+            f"{got}"
         )
-    return size
+
+
+def check_name(name) -> None:
+    """Raise ValueError for what is no name of a file, without its ending, in a folder."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w .+-]*", name):
+        raise ValueError(f"expected a name of letters, digits, spaces and ._+-, got {name!r}")
+    if len(name.encode()) > _NAME_BYTES:
+        raise ValueError(f"expected a name of at most {_NAME_BYTES} bytes, got {name!r}")
+
+
+def check_apart(names: Iterable[str]) -> None:
+    """Raise ValueError where two files, by their names without ending, would be the same."""
+    count = Counter(name.casefold() for name in names)  # as some disks tell them apart
+    twice = next((name for name, times in count.items() if times > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"expected every image to have a file of its own, got {twice}.png twice; change a name"
+        )
 
 
 def jobs_of(
@@ -73,7 +124,7 @@ def jobs_of(
         images: of every prompt, from seeds that follow each other.
 
     Raises:
-        OSError, ValueError: a file that cannot be read, a line that is wrong, a name twice.
+        OSError, ValueError: a file that cannot be read, or a line that is wrong.
     """
     asked = [replace(usual, name="", prompt=prompt) for prompt in prompts]
     if file is not None:
@@ -86,21 +137,20 @@ def jobs_of(
             name = one.name or f"{number:05d}"
             name = f"{name}_{one.seed + image}" if images > 1 or not one.name else name
             jobs.append(replace(one, name=name, seed=one.seed + image))
-    names = [job.name for job in jobs]
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        raise ValueError(
-            f"expected every image to have a file of its own, got {twice[0]}.png twice; change a "
-            "name"
-        )
     return jobs
+
+
+def image_path(folder: Path, job: Job) -> Path:
+    return folder / f"{job.name}.png"
+
+
+def plain_path(folder: Path, job: Job) -> Path:
+    return folder / f"{job.name}_plain.png"
 
 
 def _of_file(file: Path, usual: Job) -> list[Job]:
     try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"expected text in UTF-8 in {file}, got {error}") from None
+        lines = read_lines(file)
     except OSError as error:
         raise OSError(f"expected a file of prompts at {file}, got {error.strerror}") from None
     jobs = []
@@ -114,6 +164,18 @@ def _of_file(file: Path, usual: Job) -> list[Job]:
     return jobs
 
 
+def read_lines(file: Path) -> list[str]:
+    """Lines of a text file; what Unicode calls an end of line besides is a part of one.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is not in UTF-8.
+    """
+    try:
+        return file.read_text("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected text in UTF-8 in {file}, got {error}") from None
+
+
 def _of_line(line: str, usual: Job) -> Job:
     if not line.startswith("{"):
         return replace(usual, name="", prompt=line)
@@ -125,11 +187,8 @@ def _of_line(line: str, usual: Job) -> Job:
     if strange or not isinstance(given.get("prompt"), str):
         got = ", ".join(strange) or "no prompt"
         raise ValueError(f"expected {', '.join(KEYS)}, the prompt at least; got {got}")
-    seed, name = given.get("seed", usual.seed), given.get("name", "")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"expected seed to be a whole number from 0, got {seed!r}")
-    if not re.fullmatch(r"[\w .+-]*", name) or name.startswith("."):
-        raise ValueError(f"expected a name of letters, digits, spaces and ._+-, got {name!r}")
+    if "name" in given:
+        check_name(given["name"])
     size = parse_size(given["size"]) if given.get("size") else usual.size
-    negative = given.get("negative", usual.negative)
-    return Job(name, given["prompt"], seed, negative, size)
+    asked = {name: given[name] for name in ("prompt", "negative", "seed") if name in given}
+    return replace(usual, name=given.get("name", ""), size=size, **asked)

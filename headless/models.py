@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 QUANTIZE = ("none", "bnb8", "bnb4", "fp8")
 OFFLOAD = ("none", "model", "sequential")
 
+WEIGHTS = (".safetensors", ".bin")
 KNOWN = {
     "black-forest-labs/FLUX.1-dev": (34, "FLUX.1 [dev] Non-Commercial License"),
     "black-forest-labs/FLUX.1-schnell": (34, "Apache-2.0"),
@@ -36,16 +38,18 @@ class Model:
 
     Attributes:
         name: ``tiny-sd3``, ``tiny-flux``, a folder in diffusers' layout, or a hub id.
-        dtype: ``auto`` is bf16 on an accelerator and fp32 on a CPU.
+        dtype: ``auto`` is bf16 on an accelerator and fp32 on a CPU; :func:`usual_dtype`.
         quantize: transformer and T5 encoder by bitsandbytes in 8 or 4 bits, or the transformer's
             weights kept in fp8.
         lora: files or folders of LoRA weights.
+        vae_tiling: the VAE decodes in overlapping tiles of half its usual side, blended.
     """
 
     name: str
     dtype: str = "auto"
     quantize: str = "none"
     lora: tuple[str, ...] = ()
+    vae_tiling: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,39 +60,68 @@ class Machine:
         device: ``auto`` takes an accelerator where there is one.
         offload: ``model`` keeps on the device only the model that is at work, ``sequential`` only
             the layer; rewards are there while they judge.
-        vae: ``tiling`` and ``slicing`` of the VAE.
+        vae_slicing: the VAE decodes images one by one.
     """
 
     device: str = "auto"
     offload: str = "none"
-    vae: tuple[str, ...] = field(default=())
+    vae_slicing: bool = False
+
+
+def usual_dtype(device: torch.device) -> str:
+    """What ``auto`` is on a device."""
+    return "fp32" if device.type == "cpu" else "bf16"
 
 
 def family_of(name: str) -> str:
     """The family of a model, "sd3" or "flux", read off its index; nothing is loaded.
 
     Raises:
-        FileNotFoundError: a model that is not here, with size, licence and command.
+        FileNotFoundError: a model that is not here, or not whole, with size, licence and command.
         ValueError: a pipeline that the search does not run on.
     """
     if name in TINY:
         return TINY[name]
     index = _index(name)
     try:
-        kind = json.loads(index.read_text("utf-8")).get("_class_name")
-    except ValueError as error:
-        raise ValueError(f"expected JSON in {index}, got {error}") from None
+        parts = dict(json.loads(index.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"expected a JSON object in {index}, got {error}") from None
+    kind = parts.pop("_class_name", None)
     if kind not in FAMILIES:
         raise ValueError(
             f"expected a model whose pipeline is {' or '.join(FAMILIES)}, got {kind} ({index}); "
             "name another"
         )
+    named = [name for name, of in parts.items() if isinstance(of, list) and any(of)]
+    absent = [name for name in named if not _is_whole(index.parent / name)]
+    if absent:
+        raise FileNotFoundError(
+            f"expected {', '.join(absent)} in {index.parent}, got none or a part of it; "
+            f"{_download(name)}"
+        )
     return FAMILIES[kind]
 
 
-def check_model(model: Model, machine: Machine) -> str:
-    """Raise for what can be known to be wrong before the model is loaded; its family."""
-    device, family = found_device(machine.device), family_of(model.name)
+def check_model(model: Model) -> str:
+    """Raise for files and packages that are missing; the model's family. Nothing is loaded."""
+    family = family_of(model.name)
+    if model.lora:
+        _needs("peft", "lora")
+    for path in model.lora:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"expected LoRA weights at {path}, got none; mend the path")
+    if model.quantize.startswith("bnb") and model.name in TINY:
+        raise ValueError(
+            f"expected a model that is loaded from files, got {model.name} and quantize "
+            f"{model.quantize}; take fp8 or none"
+        )
+    return family
+
+
+def check_machine(model: Model, machine: Machine) -> None:
+    """Raise for what this machine, where the model is to run, cannot do."""
+    device = found_device(machine.device)
     if machine.offload != "none" and device.type == "cpu":
         raise ValueError(
             f"expected an accelerator to offload from, got device cpu and offload "
@@ -96,44 +129,37 @@ def check_model(model: Model, machine: Machine) -> str:
         )
     if machine.offload != "none":
         _needs("accelerate", f"offload {machine.offload}")
-    if model.lora:
-        _needs("peft", "lora")
-    for path in model.lora:
-        if not Path(path).exists():
-            raise FileNotFoundError(f"expected LoRA weights at {path}, got none; mend the path")
     if model.quantize.startswith("bnb"):
         if device.type == "cpu":
             raise ValueError(
                 f"expected a GPU for quantize {model.quantize}, got device cpu; take fp8 or none"
             )
         _needs("bitsandbytes", f"quantize {model.quantize}")
-        if model.name in TINY:
-            raise ValueError(
-                f"expected a model that is loaded from files, got {model.name} and quantize "
-                f"{model.quantize}; take fp8 or none"
-            )
-    return family
 
 
 def load_pipeline(model: Model, machine: Machine = Machine()):
     """The pipeline, placed and ready to be called.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: see :func:`check_model`.
+        FileNotFoundError, ImportError, ValueError: see :func:`check_model` and
+            :func:`check_machine`.
     """
-    check_model(model, machine)
+    check_model(model)
+    check_machine(model, machine)
     device = found_device(machine.device)
-    usual = "fp32" if device.type == "cpu" else "bf16"
-    dtype = DTYPES[usual if model.dtype == "auto" else model.dtype]
-    pipe = _tiny(model.name, dtype) if model.name in TINY else _stored(model, dtype)
+    dtype = DTYPES[usual_dtype(device) if model.dtype == "auto" else model.dtype]
+    with _current(device):
+        pipe = _tiny(model.name, dtype) if model.name in TINY else _stored(model, dtype)
     for path in model.lora:
         pipe.load_lora_weights(path)
     if model.quantize == "fp8":
         pipe.transformer.enable_layerwise_casting(
             storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype
         )
-    for way in machine.vae:
-        getattr(pipe.vae, f"enable_{way}")()
+    if model.vae_tiling:
+        _tile(pipe.vae)
+    if machine.vae_slicing:
+        pipe.vae.enable_slicing()
     if machine.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif machine.offload == "sequential":
@@ -184,6 +210,18 @@ def _stored(model: Model, dtype: torch.dtype):
     )
 
 
+def _current(device: torch.device) -> AbstractContextManager:
+    """The device that libraries without a say in it, such as bitsandbytes, put weights on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _tile(vae) -> None:
+    """Half the usual side a tile; as it comes, a VAE tiles larger images than usual only."""
+    vae.enable_tiling()
+    vae.tile_sample_min_size //= 2
+    vae.tile_latent_min_size //= 2
+
+
 def _bitsandbytes(model: Model, dtype: torch.dtype):
     from diffusers.quantizers import PipelineQuantizationConfig
 
@@ -212,17 +250,29 @@ def _index(name: str) -> Path:
         )
     if found := _cached(name, "model_index.json"):
         return found
-    if name in KNOWN:
-        size, licence = KNOWN[name]
-        raise FileNotFoundError(
-            f"expected {name} in the local cache, got none. It is about {size} GB, under the "
-            f"{licence}: accept it at https://huggingface.co/{name}, then run: hf download {name} "
-            '--include "*/*" "model_index.json" --exclude "text_encoders/*"'
-        )
     raise FileNotFoundError(
         f"expected {', '.join(TINY)}, a folder or a hub id that is in the local cache, got "
-        f"{name!r}; for a hub id run: hf download {name}"
+        f"{name!r}; {_download(name)}"
     )
+
+
+def _download(name: str) -> str:
+    """How a model comes here."""
+    if name not in KNOWN:
+        return f"for a hub id run: hf download {name}"
+    size, licence = KNOWN[name]
+    return (
+        f"it is about {size} GB, under the {licence}: accept it at https://huggingface.co/{name}, "
+        f"then run: hf download {name} model_index.json; "  # as options twice, no version takes it
+        f'hf download {name} --include "*/*" --exclude "text_encoders/*"'
+    )
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether a part of a model is there, its weights, too, where it has some."""
+    if not (part / "config.json").exists():  # a tokenizer or a scheduler
+        return part.is_dir() and any(part.iterdir())
+    return any(file.suffix in WEIGHTS for file in part.iterdir())
 
 
 def _cached(name: str, file: str) -> Path | None:

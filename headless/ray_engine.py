@@ -1,25 +1,31 @@
 """Jobs over many GPUs and machines: Ray actors that hold a pipeline each, jobs as their tasks.
 
-A job whose worker dies goes back to the queue, unless its image was written before the worker died.
-All machines have to see the output folder under the same path.
+A job whose worker dies goes back to the queue, unless its image was written before the worker died,
+and so does one that failed for a reason that may pass. All machines have to see the output folder
+under the same path.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+import socket
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..rewards.networks import found_device
 from .jobs import Job
 from .models import Machine
-from .run import Engine, Recipe, Worker, finished
+from .recipe import Recipe
+from .run import Engine, Worker, finished
 
 log = logging.getLogger("flow_ttrl")
 
 ATTEMPTS = 3
-"""Times that each worker may die before the next image is there."""
+"""Times that each worker may die before the next image is there, and that a job may be tried."""
 
 
 def on_ray(address: str | None = None, *, gpus: int = 0, cpus: int = 0) -> Engine:
@@ -56,7 +62,8 @@ def on_ray(address: str | None = None, *, gpus: int = 0, cpus: int = 0) -> Engin
         try:
             wanted = {"num_gpus": 1} if gpus else {"num_cpus": 1}
             kind = ray.remote(**wanted)(ImageWorker)
-            workers = Workers(ray, lambda: kind.remote(recipe, machine, list(folders)))
+            given = recipe, machine, list(folders), [job.prompt for job in jobs], gpus > 0
+            workers = Workers(ray, lambda: kind.remote(*given))
             yield from workers.made(jobs, min(gpus or cpus, len(jobs)), folder.absolute())
         finally:
             if own:
@@ -66,18 +73,38 @@ def on_ray(address: str | None = None, *, gpus: int = 0, cpus: int = 0) -> Engin
 
 
 class ImageWorker:
-    """What an actor is: a worker, once it is told to load its pipeline."""
+    """What an actor is: a worker, once it is told to load its pipeline.
 
-    def __init__(self, recipe: Recipe, machine: Machine, folders: Sequence[Path]):
-        self.given = recipe, machine, folders
+    Args:
+        prompts: of all jobs, which the rewards have a look at before the first image.
+        on_gpu: whether it was promised a GPU.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        machine: Machine,
+        folders: Sequence[Path],
+        prompts: list[str],
+        on_gpu: bool,
+    ):
+        self.recipe, self.machine, self.folders = recipe, machine, folders
+        self.prompts, self.on_gpu = prompts, on_gpu
         self.worker: Worker | None = None
 
     def load(self) -> None:
-        self.worker = Worker(*self.given)
+        device = found_device(self.machine.device)
+        if self.on_gpu and device.type == "cpu":
+            raise ValueError(
+                "expected a GPU that PyTorch can use on every machine with --num-gpus, got one "
+                f"where torch {torch.__version__} finds none; install its build for the GPU there"
+            )
+        self.worker = Worker(self.recipe, self.machine, self.folders)
+        self.worker.reward.check(self.prompts)
         self.worker.pipe.set_progress_bar_config(disable=True)
 
     def make(self, job: Job, folder: Path) -> dict:
-        known = finished(folder, job, self.given[0])  # by one that died when it had written it
+        known = finished(folder, job, self.recipe)  # by one that died when it had written it
         return known or self.worker.make(job, folder)
 
 
@@ -90,7 +117,7 @@ class Workers:
 
     def made(self, jobs: Sequence[Job], count: int, folder: Path) -> Iterator[dict]:
         """What is told of each job's image, in the order that they are finished."""
-        waiting, idle, lost = deque(jobs), deque(), 0
+        waiting, idle, lost, tried = deque(jobs), deque(), 0, Counter()
         for _ in range(count):
             self._begin()
         while waiting or any(job for _, job in self.at_work.values()):
@@ -102,8 +129,15 @@ class Workers:
             try:
                 answer = self.ray.get(ready)
             except self.ray.exceptions.RayTaskError as error:
-                raise error.cause from None  # what went wrong in the job
-            except self.ray.exceptions.RayActorError as error:
+                cause = error.cause if isinstance(error.cause, Exception) else OSError(str(error))
+                tried[job] += 1
+                if job is None or isinstance(cause, ValueError) or tried[job] >= ATTEMPTS:
+                    raise cause from None  # what went wrong in the job
+                log.warning("%s failed and is tried again: %s", job.name, cause)
+                waiting.append(job)
+                idle.append(worker)
+                continue
+            except self.ray.exceptions.RayError as error:  # killed, out of memory, machine gone
                 lost += 1
                 if lost > ATTEMPTS * count:
                     told = f"expected workers that live, got {lost} that died: {error}"
@@ -124,11 +158,33 @@ class Workers:
 
 
 def _start(ray, address: str | None, gpus: int, cpus: int) -> None:
-    if address is None:
-        here = {"num_gpus": gpus} if gpus else {"num_cpus": cpus}
-        ray.init(include_dashboard=False, log_to_driver=False, **here)
-        return
+    """Begin Ray, or join a cluster, and see that it has as much as is asked for.
+
+    Raises:
+        OSError: no cluster there.
+        ValueError: fewer GPUs or CPUs, for which workers would wait without end.
+    """
+    # GPUs are what Ray finds, not what is asked for; a worker on CPUs may share one
+    here = {} if gpus else {"num_cpus": cpus}
+    asked = {"include_dashboard": False, **here} if address is None else {"address": address}
     try:
-        ray.init(address=address, log_to_driver=False)
-    except ConnectionError as error:
+        if address is not None:
+            _reach(address)
+        ray.init(log_to_driver=False, **asked)
+    except OSError as error:
         raise OSError(f"expected a Ray cluster at {address}, got {error}") from error
+    kind, count = ("GPU", gpus) if gpus else ("CPU", cpus)
+    found = int(ray.cluster_resources().get(kind, 0))
+    if found < count:
+        ray.shutdown()
+        raise ValueError(
+            f"expected --num-{kind.lower()}s within what Ray finds, {found}, got {count}; ask for "
+            "fewer, or start Ray on more machines"
+        )
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody answers; Ray itself would try for a very long time."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():  # else a name that Ray knows, such as auto
+        socket.create_connection((host.strip("[]"), int(port)), timeout=30).close()

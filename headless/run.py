@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import diffusers
@@ -12,106 +13,27 @@ import torch
 from tqdm import tqdm
 
 from ..rewards import default_folders
-from ..rewards.catalogue import entry
-from ..rewards.image_files import check_image_file, read_image
-from ..rewards.loading import check_mix, load_mix
+from ..rewards.image_files import read_image
+from ..rewards.loading import load_mix, load_reward
 from ..rewards.networks import found_device, on_device
-from ..sampling import SearchSettings, settings_from_json
 from ..sampling.hosts.diffusers import search_images
-from ..sampling.hosts.diffusers_call import arguments_of
 from ..sampling.report import jsonable
 from ..version import VERSION
+from ..world.draw import IMAGE_SIZE
 from .images import prepare_folder, read_made, write_image
-from .jobs import Job
+from .jobs import Job, image_path, plain_path
 from .models import (
-    FAMILIES,
     TINY,
     Machine,
-    Model,
-    check_decoder,
-    check_model,
     load_decoder,
     load_pipeline,
 )
+from .recipe import Recipe, others_of
 
-PIPELINES = {family: getattr(diffusers, name) for name, family in FAMILIES.items()}
-OWN_ARGUMENTS = (
-    "prompt",
-    "negative_prompt",
-    "height",
-    "width",
-    "generator",
-    "latents",
-    "num_images_per_prompt",
-    "output_type",
-    "return_dict",
-)
-"""Of a pipeline's call: what a job says, and how one image comes out of it."""
-USUAL_PIXELS = 1024 * 1024
-"""Of an image whose size is the model's own, for the room that it takes."""
+log = logging.getLogger("flow_ttrl")
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """What an image is made by, apart from its job; every image carries it.
-
-    Attributes:
-        rewards: weights by name; ``mode``: how they are mixed.
-        call: arguments of the pipeline's call, besides the job's.
-        decoder: a tiny decoder that decodes images to be judged; "" for the pipeline's VAE.
-        reference: the image, by its path, that ``image_similarity`` compares with.
-        options: of the rewards; see :func:`load_reward`.
-    """
-
-    model: Model
-    rewards: dict[str, float]
-    settings: SearchSettings
-    mode: str = "raw"
-    call: dict = field(default_factory=dict)
-    baseline: bool = False
-    decoder: str = ""
-    reference: str = ""
-    options: dict = field(default_factory=dict)
-
-    def to_json(self) -> dict:
-        return asdict(self) | {"settings": self.settings.to_json()}
-
-    @classmethod
-    def from_json(cls, given: dict) -> Recipe:
-        model = Model(**given["model"] | {"lora": tuple(given["model"]["lora"])})
-        return cls(**given | {"model": model, "settings": settings_from_json(given["settings"])})
-
-
-def others_of(model: Model) -> dict:
-    """Rewards beside the catalogue's: the tiny world has two of its own."""
-    if model.name not in TINY:
-        return {}
-    from ..world.rewards import WORLD_REWARDS
-
-    return WORLD_REWARDS
-
-
-def check(recipe: Recipe, machine: Machine, folders: Sequence[Path], jobs: Sequence[Job]) -> None:
-    """Raise for what can be known to be wrong before anything is loaded."""
-    family = check_model(recipe.model, machine)
-    arguments_of(PIPELINES[family], recipe.call)
-    own = [name for name in recipe.call if name in OWN_ARGUMENTS or "callback" in name]
-    if own:
-        raise ValueError(
-            f"expected arguments that a job does not set itself, got {', '.join(own)}; use the "
-            "options for them, or leave them out"
-        )
-    if recipe.decoder:
-        check_decoder(recipe.decoder)
-    others = others_of(recipe.model)
-    check_mix(recipe.rewards, folders, others)
-    if recipe.reference:
-        check_image_file(Path(recipe.reference))
-    for name in recipe.rewards:
-        if name not in others and entry(name).needs_reference and not recipe.reference:
-            raise ValueError(f"expected --reference for {name}, got none; name an image file")
-        if name in others:
-            others[name]().check([job.prompt for job in jobs])
+USUAL_SIDE = 1024
+"""In pixels, of an image whose size is the model's own, for the room that it takes."""
 
 
 class Worker:
@@ -151,17 +73,22 @@ class Worker:
             "recipe": recipe.to_json(),
             "job": job.to_json(),
             "report": _untimed(found.report),
-            "versions": {
-                "flow_ttrl": VERSION,
-                "torch": torch.__version__,
-                "diffusers": diffusers.__version__,
-                "device": self.device.type,
-            },
+            "versions": versions(self.device),
         }
         if recipe.baseline:  # first, so that the searched image means that all is there
             write_image(plain_path(folder, job), found.plain[0], made | {"plain": True})
         write_image(image_path(folder, job), found.images[0], made)
         return row(folder, job, made) | {"seconds": round(time.monotonic() - began, 3)}
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """What an image depends on beside its recipe and job, in its rounding at least."""
+    return {
+        "flow_ttrl": VERSION,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "device": device.type,
+    }
 
 
 def _untimed(report: dict) -> dict:
@@ -172,14 +99,6 @@ def _untimed(report: dict) -> dict:
     ]
     kept = {name: value for name, value in report.items() if name != "seconds"}
     return kept | {"search_steps": steps}
-
-
-def image_path(folder: Path, job: Job) -> Path:
-    return folder / f"{job.name}.png"
-
-
-def plain_path(folder: Path, job: Job) -> Path:
-    return folder / f"{job.name}_plain.png"
 
 
 def row(folder: Path, job: Job, made: dict, skipped: bool = False) -> dict:
@@ -208,17 +127,17 @@ def finished(folder: Path, job: Job, recipe: Recipe) -> dict | None:
         ValueError: a file in its place that something else has made.
     """
     path = image_path(folder, job)
-    if not path.exists():
-        return None
-    made = read_made(path)
-    wanted = {"recipe": recipe.to_json(), "job": job.to_json()}
-    found = {name: made.get(name) for name in wanted}
-    if found != jsonable(wanted):
-        raise ValueError(
-            f"expected {path} to be missing or of this very run, got one of other settings or "
-            "another prompt; name another folder, or move it away"
-        )
-    return row(folder, job, made, skipped=True)
+    paths = [plain_path(folder, job), path] if recipe.baseline else [path]
+    wanted = jsonable({"recipe": recipe.to_json(), "job": job.to_json()})
+    there = {one: read_made(one) for one in paths if one.exists()}
+    for one, made in there.items():
+        found = {name: made.get(name) for name in wanted}
+        if found != wanted or made.get("plain", False) != (one != path):
+            raise ValueError(
+                f"expected {one} to be missing or of this very run, got one of other settings or "
+                "another prompt; name another folder, or move it away"
+            )
+    return row(folder, job, there[path], skipped=True) if len(there) == len(paths) else None
 
 
 def without_finished(
@@ -258,7 +177,8 @@ def run(
         OSError, ValueError: a folder that cannot hold the images, or holds others.
     """
     todo, rows = without_finished(jobs, folder, recipe)
-    pixels = max(job.size[0] * job.size[1] if job.size else USUAL_PIXELS for job in jobs)
+    side = IMAGE_SIZE if recipe.model.name in TINY else USUAL_SIDE
+    pixels = max((job.size or (side, side))[0] * (job.size or (side, side))[1] for job in jobs)
     prepare_folder(folder, len(todo) * (1 + recipe.baseline), pixels)
     with tqdm(total=len(jobs), initial=len(rows), unit="image", disable=len(jobs) == 1) as bar:
         for made in engine(recipe, machine, folders, todo, folder) if todo else ():
@@ -268,13 +188,26 @@ def run(
     return sorted(rows, key=lambda row: order[row["name"]])
 
 
-def from_image(path: Path) -> tuple[Recipe, Job]:
-    """The recipe and the job of an image that was made here before."""
-    made = read_made(path)
+def from_image(path: Path, device: str = "auto") -> tuple[Recipe, Job]:
+    """The recipe and the job of an image that was made here before, perhaps by somebody else.
+
+    Where it was made by other versions or on another kind of device, which may change it, that is
+    said.
+    """
+    made, now = read_made(path), versions(found_device(device))
+    then = made.get("versions")
+    then = then if isinstance(then, dict) else {}
     try:
-        return Recipe.from_json(made["recipe"]), Job.from_json(made["job"])
-    except (KeyError, TypeError) as error:
-        version = made.get("versions", {}).get("flow_ttrl")
+        recipe, job = Recipe.from_json(made["recipe"]), Job.from_json(made["job"])
+        strange = recipe.options.keys() - inspect.signature(load_reward).parameters.keys()
+        if strange:
+            raise KeyError(*strange)
+        if then != now:
+            told = [f"{name} {then.get(name)} (now {now[name]})" for name in now]
+            log.warning("%s was made by %s: it may come out another", path, ", ".join(told))
+        return recipe, job
+    except (KeyError, TypeError, AttributeError) as error:
+        version = then.get("flow_ttrl")
         raise ValueError(
             f"expected an image made by version {VERSION}, got {path}, by {version} ({error}); "
             "make it with that version"

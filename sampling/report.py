@@ -61,7 +61,7 @@ def step_record(run: Run, state: State, *, calls_before: int, seconds: float) ->
         values={name: value.T.tolist() for name, value in values.items()},
         not_finite=int((asked & ~totals.isfinite()).sum()),
         missing={name: count for name, count in lost.items() if count},
-        flat=[name for name, value in values.items() if bool((value == value[:1]).all())],
+        flat=[n for n, v in values.items() if len(v) > 1 and bool((v == v[:1]).all())],
         price=run.cost.calls - calls_before,
         calls=run.cost.calls,
         seconds=round(seconds, 4),
@@ -195,7 +195,11 @@ FAR_WIDER = 4.0
 
 
 def trouble(latents: Tensor, usual: Tensor) -> Iterator[str]:
-    """What is wrong with final ``latents`` [B, ...], whose ``usual`` width is [B], if anything."""
+    """What is wrong with final ``latents`` [B, ...], if anything.
+
+    Args:
+        usual: width [B] of plain samples, or of what sampling began with, where there are none.
+    """
     for number, (found, wanted) in enumerate(zip(width(latents), usual, strict=True)):
         if not found.isfinite():
             yield (

@@ -16,7 +16,7 @@ from .flow import Cost, Flow, OwnSteps, Values
 from .noise import KeyedNoise, item_keys
 from .schedules import distinct_levels, spaced
 from .settings import SearchSettings
-from .state import Best, Judged, Look, State, per_item, take, width
+from .state import Best, Judged, Look, State, per_item, take
 from .steps import Multistep
 
 Pull = Callable[[Tensor], Tensor]
@@ -36,7 +36,8 @@ class Run:
         best: the best look-ahead so far, None before the first.
         judged: the look-aheads since the last step, in order.
         plain: the plain sample with its rewards, where the strategy has made it.
-        usual_width: root mean square [B] of the first look-ahead's clean latents.
+        noisy: 1 for items that the host adds noise to, 0 for those that are noisy already and have
+            but one start; shaped [B, 1, ...] as ``noise``.
     """
 
     def __init__(self, flow: Flow, noise: Tensor, *, seed: int, settings: SearchSettings):
@@ -52,10 +53,10 @@ class Run:
         self.best: Best | None = None
         self.judged: list[Judged] = []
         self.plain: State | None = None
-        self.usual_width: Tensor | None = None
         self._rows = self.items * settings.micro_batch
         self._seen: Values = {}
         self._random = KeyedNoise(seed, item_keys(self.noise))
+        self.noisy = per_item(self.noise.flatten(1).any(1), self.noise).float()
 
     @property
     def calls_spent(self) -> float:
@@ -76,9 +77,8 @@ class Run:
         """Starting noise [count, B, ...]: the host's own first, then others."""
         if count == 1:
             return self.noise[None]
-        # where the host adds no noise, as to a latent that is noisy already, there is one start
-        added = per_item(self.noise.flatten(1).any(1), self.noise)
-        return torch.cat([self.noise[None], self.draw("start", count - 1, first=1) * added])
+        others = self.draw("start", count - 1, first=1) * self.noisy
+        return torch.cat([self.noise[None], others])
 
     def start(self, noise: Tensor) -> Tensor:
         """Latents at the first level from starting noise [P, B, ...]."""
@@ -139,8 +139,10 @@ class Run:
         for level in range(int(index.min()), self.steps):
             moving = index <= level
             v = self.velocity(x[None], self.sigmas[level], moving)[0]
-            x = torch.where(per_item(moving, x), self.euler(x, v, level), x)
-            yield State(x[None], level + 1)
+            moving = per_item(moving, x)
+            denoised = torch.where(moving, x - self.sigmas[level] * v, self.best.clean)
+            x = torch.where(moving, self.euler(x, v, level), x)
+            yield State(x[None], level + 1, denoised=denoised[None])
 
     def look_ahead(
         self,
@@ -153,7 +155,7 @@ class Run:
     ) -> Look:
         """The images that ``x`` [P, B, ...] at level ``index`` comes to, judged.
 
-        Seen by as many second-order steps over levels of the schedule, evenly spaced in it: one
+        Seen by as many multistep steps over levels of the schedule, evenly spaced in it: one
         step is the posterior mean, blurred while noise is high; a few draw nearly the final image.
         Each takes a model call, the first none where ``v`` is known. With ``stops`` they go by
         those levels instead, the clean end the last of them, and the path is kept.
@@ -170,8 +172,6 @@ class Run:
                 v = self.velocity(x, self.levels[stop], active)
                 if stops:
                     path[stop] = x, v
-        if self.usual_width is None:
-            self.usual_width = width(x[0])
         values = self.judge(x, active)
         self._offer(values, origin, start, x)
         return Look(x, values, first, path)
@@ -190,7 +190,9 @@ class Run:
         The clean one is another where the schedule ends above 0: as the last step saw it.
         """
         state = self.finished(state)
-        pick = self.totals(state.values).argmax(0, keepdim=True)
+        pick = torch.zeros(1, self.items, dtype=torch.long, device=state.x.device)
+        if len(state.x) > 1:  # rewards of one alone may be none that totals know of yet
+            pick = self.totals(state.values).argmax(0, keepdim=True)
         clean = state.x if state.denoised is None or not self.tail else state.denoised
         values = {n: take(v, pick) for n, v in state.values.items()}
         return take(state.x, pick)[0], take(clean, pick)[0], values
@@ -214,7 +216,7 @@ class Run:
         def call(rows: Tensor, item: Tensor) -> Tensor:
             images = self.flow.decode(rows, item)
             self.cost.decodes += len(rows)
-            whole = images.amin((1, 2, 3)).isfinite() & images.amax((1, 2, 3)).isfinite()
+            whole = _finite(images)
             shown = whole if whole.any() else ~whole  # one at least, to know the rewards' names
             judged = images if shown.all() else images[shown]  # a copy only where it must be
             values = self.flow.score(judged, item[shown])
@@ -274,7 +276,11 @@ class Run:
             self.cost.decodes += len(x)
             scored = self.flow.score(images, item)
             self.cost.rewards += len(x)
-            columns = {name: value.float()[None] for name, value in scored.items()}
+            broken = ~_finite(images.detach())
+            columns = {
+                name: value.float().masked_fill(broken.to(value.device), torch.nan)[None]
+                for name, value in scored.items()
+            }
             total = self.flow.totals(columns, columns)
             if total.requires_grad:
                 (gradient,) = torch.autograd.grad(total.nan_to_num().sum(), leaf)
@@ -342,3 +348,8 @@ class Run:
             torch.where(per_item(better, new.clean), new.clean, old.clean),
             {n: torch.where(better, value, old.values[n]) for n, value in new.values.items()},
         )
+
+
+def _finite(images: Tensor) -> Tensor:
+    """Which images [N, H, W, C] are finite throughout [N]: read off their extremes, exactly."""
+    return images.amin((1, 2, 3)).isfinite() & images.amax((1, 2, 3)).isfinite()

@@ -23,12 +23,15 @@ def shifted_sigmas(steps: int, shift: float = 3.0) -> Tensor:
 
 
 def distinct_levels(sigmas: Sequence[float]) -> list[float]:
-    """``sigmas`` [T + 1] without equal neighbours; rounding may leave the first one just above 1.
+    """``sigmas`` [T + 1] without equal neighbours; what rounding has left above 1 counts as 1.
 
     Raises:
         ValueError: levels that no flow's schedule has.
     """
-    distinct = list(dict.fromkeys(float(sigma) for sigma in sigmas))
+    firsts: dict[float, float] = {}
+    for sigma in map(float, sigmas):
+        firsts.setdefault(min(sigma, 1.0), sigma)
+    distinct = list(firsts.values())
     falling = all(a >= b for a, b in zip(sigmas, sigmas[1:], strict=False))
     if len(distinct) < 2 or not falling or not 0 <= sigmas[-1] <= sigmas[0] <= 1 + 1e-5:
         raise ValueError(

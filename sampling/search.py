@@ -82,7 +82,7 @@ def search(
         clean = torch.where(per_item(better, clean), plain.clean, clean)
         values = {n: torch.where(better, plain.values[n], value) for n, value in values.items()}
         kept_plain = better.tolist()
-    usual = run.usual_width if plain is None else width(plain.latents)
+    usual = width(run.first_state().x[0] if plain is None else plain.latents)
     return SearchResult(
         latents=latents,
         clean=clean,
@@ -124,6 +124,8 @@ def _drive(
             for finishing in run.finish_early(state):
                 state = finishing
                 tell(state, None)
+            if planned.makes_plain:  # which judges nothing on the way: its first is the plain one
+                state = run.plain = run.finished(state)
             return state, records, stopped
         calls, began = run.cost.calls, time.monotonic()
         state = next(reached)

@@ -18,7 +18,7 @@ class State:
         x: its population [P, B, ...] at level ``index``; any P.
         v: the velocity there [P, B, ...], where it is known.
         values: rewards [P, B] of ``x``, where it is clean and was judged.
-        denoised: the clean estimate [P, B, ...] of an ordinary step, for a preview.
+        denoised: the clean estimate [P, B, ...] of the ordinary step that led here.
         detail: what the strategy tells of the step, in plain numbers, for the report.
     """
 
@@ -30,9 +30,10 @@ class State:
     detail: dict = field(default_factory=dict)
 
     def of(self, rows: slice) -> State:
-        """The same of some candidates, with their rewards alone."""
+        """The same of some candidates, with their rewards and clean estimates."""
         values = self.values and {name: value[rows] for name, value in self.values.items()}
-        return State(self.x[rows], self.index, values=values)
+        denoised = None if self.denoised is None else self.denoised[rows]
+        return State(self.x[rows], self.index, values=values, denoised=denoised)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ class Multistep:
     """DPM-Solver++(2M) (arXiv 2211.01095) on a flow's path: second order at a call a step.
 
     The data estimate is extrapolated in the log of the signal-to-noise ratio from the step before;
-    steps from pure noise or to the clean end, where that has no bounds, are of first order, which
-    is Euler's.
+    where that has no bounds, in the step from pure noise, the one after it and the one to the clean
+    end, a step is of first order, which is Euler's.
     """
 
     def __init__(self):

@@ -110,7 +110,9 @@ def test_intervals_hold_what_they_should():
         low, high = interval(data, resamples=500)
         held += low <= 0.6 <= high
     assert 87 <= held <= 100
-    row = {"hits": "1101", "rewards": []}
+    # starts of one task are no tasks of their own
+    assert interval([value for value in data for _ in range(5)], repeats=5) == interval(data)
+    row = {"hits": "1101", "rewards": [], "repeats": 1}
     assert difference(row, {"hits": "0101", "rewards": []})[0] == 0.25
 
 

@@ -30,7 +30,7 @@ from .diffusers import build_transformer, build_vae
 from .encoder import encode_tokens, pad_tokens
 from .prompts import parse, tokenize
 from .scorer import Scorer, contrastive_loss, smear, spoil
-from .training import Data, Run
+from .training import Data, Training
 
 log = logging.getLogger("flow_ttrl.train")
 
@@ -53,7 +53,7 @@ def train_vae(work: Path, steps: int) -> None:
 
     torch.manual_seed(1)
     vae = build_vae()
-    Run(vae, work / "vae.pt", steps=steps, lr=1.5e-3, average_decay=0.99).train(loss_at, 100)
+    Training(vae, work / "vae.pt", steps=steps, lr=1.5e-3, average_decay=0.99).train(loss_at, 100)
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def encode_dataset(work: Path) -> None:
     torch.save({"latents": unit.half(), "tokens": torch.tensor(tokens)}, work / "latents.pt")
 
 
-class Flow:
+class FlowTraining:
     """Rectified-flow training of one architecture on the encoded data set."""
 
     def __init__(self, arch: str, work: Path, seed: int):
@@ -127,16 +127,16 @@ class Flow:
 
 
 def train_sd3(work: Path, steps: int) -> None:
-    flow = Flow("sd3", work, seed=3)
-    Run(flow.model, work / "sd3.pt", steps=steps, lr=6e-4).train(flow.loss)
+    flow = FlowTraining("sd3", work, seed=3)
+    Training(flow.model, work / "sd3.pt", steps=steps, lr=6e-4).train(flow.loss)
 
 
 def train_flux(work: Path, steps: int) -> None:
     """Plain training at guidance 1, then guidance distillation for an eighth as many steps."""
-    flow = Flow("flux", work, seed=4)
-    teacher = Run(flow.model, work / "flux_base.pt", steps=steps, lr=6e-4).train(flow.loss)
+    flow = FlowTraining("flux", work, seed=4)
+    teacher = Training(flow.model, work / "flux_base.pt", steps=steps, lr=6e-4).train(flow.loss)
     flow.model.load_state_dict(teacher.state_dict())
-    run = Run(flow.model, work / "flux.pt", steps=steps // 8, lr=2e-4)
+    run = Training(flow.model, work / "flux.pt", steps=steps // 8, lr=2e-4)
     run.train(flow.distillation_loss(teacher))
 
 
@@ -157,7 +157,7 @@ def train_scorer(work: Path, steps: int) -> None:
 
     torch.manual_seed(5)
     scorer = Scorer()
-    Run(scorer, work / "scorer.pt", steps=steps, lr=1e-3).train(loss_at)
+    Training(scorer, work / "scorer.pt", steps=steps, lr=1e-3).train(loss_at)
 
 
 def export(work: Path, folder: Path) -> None:

@@ -36,7 +36,7 @@ class Data:
         return images, [c.prompt for c in chosen]
 
 
-class Run:
+class Training:
     """One model's training: AdamW, warm-up and cosine decay, a running average, checkpoints.
 
     A run whose checkpoint exists goes on from it.

@@ -114,8 +114,11 @@ def _holds(regions: list[Region], composition: Composition) -> bool:
         return False
     if composition.relation is None:
         return True
-    a, b = (next(r for r in regions if (r.colour, r.shape) == o) for o in composition.objects)
-    return _along(a, b, composition.relation) > 0
+    # of two alike either may be the first; a region is nowhere beside itself
+    first, second = (
+        [r for r in regions if (r.colour, r.shape) == wanted] for wanted in composition.objects
+    )
+    return any(_along(a, b, composition.relation) > 0 for a in first for b in second)
 
 
 def _grade(regions: list[Region], composition: Composition) -> float:

@@ -166,50 +166,59 @@ def search_images(
     settings = settings or make_settings()
     if call.get("generator") is None:
         call["generator"] = torch.Generator().manual_seed(seed)
-    made = prepare(pipe, call)
-    pipe._interrupt = False  # as the pipeline's own call begins; a callback may set it
-    prompts = judged_as or made.prompts
-    if prompts is None or len(prompts) != len(made.noise):
-        raise ValueError(
-            f"expected judged_as of {len(made.noise)} texts, one an image, got "
-            f"{'none' if prompts is None else len(prompts)}; prompts that are embeddings cannot be "
-            "read back"
-        )
-    judge = reward.judge(prompts)
-    flow = DiffusersFlow(made, judge, decoder)
-    if STRATEGIES[settings.strategy].needs_image_gradients:
-        flow.image_gradients()
-    planned = plan(settings, made.sigmas.tolist(), made.forwards_per_call)
-    extra = (baseline or settings.keep_better) and not planned.makes_plain
-    whole = planned.cost.calls + extra * (len(made.sigmas) - 1)
-    reached = 0
-    with pipe.progress_bar(total=whole) as bar:
+    with _at_work(pipe):
+        made = prepare(pipe, call)
+        made.begin()
+        prompts = judged_as or made.prompts
+        if prompts is None or len(prompts) != len(made.noise):
+            raise ValueError(
+                f"expected judged_as of {len(made.noise)} texts, one an image, got "
+                f"{'none' if prompts is None else len(prompts)}; prompts that are embeddings "
+                "cannot be read back"
+            )
+        judge = reward.judge(prompts)
+        flow = DiffusersFlow(made, judge, decoder)
+        if STRATEGIES[settings.strategy].needs_image_gradients:
+            flow.image_gradients()
+        planned = plan(settings, made.sigmas.tolist(), made.forwards_per_call)
+        extra = (baseline or settings.keep_better) and not planned.makes_plain
+        whole = planned.cost.calls + extra * (len(made.sigmas) - 1)
+        reached = 0
+        with pipe.progress_bar(total=whole) as bar:
 
-        def tell(event: StepEvent) -> None:
-            nonlocal reached
-            bar.update(event.calls - bar.n)
-            if event.index != reached:  # what only judges is no step
-                reached = event.index
-                _call_back(made, event)
-            if on_step is not None:
-                on_step(event)
+            def tell(event: StepEvent) -> None:
+                nonlocal reached
+                bar.update(event.calls - bar.n)
+                if event.index != reached:  # what only judges is no step
+                    reached = event.index
+                    _call_back(made, event)
+                if on_step is not None:
+                    on_step(event)
 
-        result = search(
-            flow,
-            made.noise,
-            _rationed(settings, made),
-            seed=seed,
-            baseline=baseline,
-            on_step=tell,
-            finish_now=lambda: pipe.interrupt or (finish_now is not None and finish_now()),
-        )
-        fallen = fallen_witnesses(result, judge.report()["weights"])
-        result = replace(result, settings=settings, warnings=(*result.warnings, *fallen))
-        images = made.images(result.latents)
-        plain = None if result.plain is None else made.images(result.plain.latents)
-    pipe.maybe_free_model_hooks()
+            result = search(
+                flow,
+                made.noise,
+                _rationed(settings, made),
+                seed=seed,
+                baseline=baseline,
+                on_step=tell,
+                finish_now=lambda: pipe.interrupt or (finish_now is not None and finish_now()),
+            )
+            fallen = fallen_witnesses(result, judge.report()["weights"])
+            result = replace(result, settings=settings, warnings=(*result.warnings, *fallen))
+            images = made.images(result.latents)
+            plain = None if result.plain is None else made.images(result.plain.latents)
     report = result.report() | {"prompts": prompts, "reward": judge.report()}
     return SearchedImages(images, plain, result, report)
+
+
+@contextmanager
+def _at_work(pipe) -> Iterator[None]:
+    """As the pipeline's own call ends, an offloaded model goes back; here after an error, too."""
+    try:
+        yield
+    finally:
+        pipe.maybe_free_model_hooks()
 
 
 def _rationed(settings: SearchSettings, made: PipelineCall) -> SearchSettings:
@@ -226,14 +235,7 @@ def _call_back(made: PipelineCall, event: StepEvent) -> None:
     if callback is None:
         return
     names = made.arguments["callback_on_step_end_tensor_inputs"]
-    known = {
-        "latents": event.latent.to(made.noise.dtype),
-        "prompt_embeds": made.positive.embeds,
-        "pooled_prompt_embeds": made.positive.pooled,
-    }
-    if made.negative is not None:
-        known["negative_prompt_embeds"] = made.negative.embeds
-        known["negative_pooled_prompt_embeds"] = made.negative.pooled
+    known = {"latents": event.latent.to(made.noise.dtype), **made.embeddings()}
     given = {name: known[name] for name in names if name in known}
     step = event.index - 1
     answer = callback(made.pipe, step, made.timesteps[step], dict(given)) or {}

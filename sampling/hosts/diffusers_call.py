@@ -95,6 +95,22 @@ class PipelineCall(ABC):
         sized = self._sized()
         return sized["height"] * sized["width"]
 
+    def begin(self) -> None:
+        """Have the pipeline say of itself what its own call does, to callbacks that ask."""
+        self.pipe._guidance_scale = self.arguments["guidance_scale"]
+        self.pipe._joint_attention_kwargs = self.arguments["joint_attention_kwargs"]
+        self.pipe._num_timesteps = len(self.timesteps)
+        self.pipe._interrupt = False
+
+    def embeddings(self) -> dict[str, Tensor]:
+        """The encoded prompts by the names that callbacks know them by."""
+        known = {}
+        for prefix, encoded in (("", self.positive), ("negative_", self.negative)):
+            if encoded is not None:
+                known[f"{prefix}prompt_embeds"] = encoded.embeds
+                known[f"{prefix}pooled_prompt_embeds"] = encoded.pooled
+        return known
+
     def raw(self, latents: Tensor, vae) -> Tensor:
         """Latents [N, C, H, W] as ``vae`` decodes them."""
         config = vae.config

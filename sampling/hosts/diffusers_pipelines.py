@@ -23,6 +23,19 @@ class SD3Call(PipelineCall):
         )
         return Encoded(embeds, pooled), Encoded(negative, negative_pooled) if guided else None
 
+    def begin(self) -> None:
+        super().begin()
+        self.pipe._clip_skip = self.arguments["clip_skip"]
+        self.pipe._skip_layer_guidance_scale = self.arguments["skip_layer_guidance_scale"]
+
+    def embeddings(self) -> dict[str, Tensor]:
+        """As it batches them: with guidance the negative ones go before the others."""
+        known = super().embeddings()
+        if self.negative is not None:
+            for name in ("prompt_embeds", "pooled_prompt_embeds"):
+                known[name] = torch.cat([known[f"negative_{name}"], known[name]])
+        return known
+
     def _set_timesteps(self) -> None:
         mu, config = self.arguments["mu"], self.pipe.transformer.config
         if mu is None and self.pipe.scheduler.config.get("use_dynamic_shifting"):

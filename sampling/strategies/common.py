@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -23,6 +24,11 @@ def largest(fits: Callable[[int], bool], most: int = MOST) -> int:
 def share_of(share: float, steps: int) -> int:
     """A share of the steps, at least one."""
     return max(1, round(share * steps))
+
+
+def steps_of(share: float, steps: int) -> int:
+    """The steps that begin within the first ``share`` of them, rounding aside; may be none."""
+    return math.ceil(share * steps - 1e-9)
 
 
 def draft_of(draft_steps: int, left: int, steps: int) -> int:

@@ -14,7 +14,7 @@ from ..settings import Parameters, chosen, ranged
 from ..state import State, per_item, width
 from ..steps import LinearStep, largest_eta, sde_step
 from ..updates import Group, average_where_missing, cotangent
-from .common import whole_samples
+from .common import steps_of, whole_samples
 
 GRADIENTS = ("exact", "jacobian_free")
 
@@ -93,7 +93,7 @@ class FlowTTRL(Parameters):
         return self.scale_factor * fade * eta * math.sqrt(h) * phase * elements / ELEMENTS_AT_1024
 
     def _window(self, steps: int) -> int:
-        return math.ceil(steps * self.external_reward_timestep - 1e-9)
+        return steps_of(self.external_reward_timestep, steps)
 
     def _price(self, window: int, steps: int, tail: int) -> int:
         """Calls of a whole run, a backward counted as two, with that many search steps."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..run import Run
 from ..settings import Parameters, ranged
 from ..state import State, take
-from .common import draft_of, largest, top, whole_samples
+from .common import draft_of, largest, steps_of, top, whole_samples
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Glass(Parameters):
 
 
 def glass(run: Run, start: Tensor, settings: Glass) -> Iterator[State]:
-    window = min(math.ceil(settings.window * run.steps), run.steps - 1)
+    window = min(steps_of(settings.window, run.steps), run.steps - 1)
 
     def price(levels: list[int], candidates: int) -> int:
         looks = [_look(run, settings, level) for level in levels]
@@ -58,13 +58,13 @@ def glass(run: Run, start: Tensor, settings: Glass) -> Iterator[State]:
     else:
         yield from whole_samples(run, start)
         return
-    v = run.velocity(start, run.sigmas[0]) if run.sigmas[0] < 1 else start
+    v = run.velocity(start, run.sigmas[0]) if run.sigmas[0] < 1 else None
     state = State(start, 0, v)
     for number, level in enumerate(levels):
         s, s_next = run.sigmas[state.index], run.sigmas[level]
         rows = torch.arange(candidates) % len(state.x)
         noise = run.draw(number, candidates)
-        parents = state.x[rows], state.v[rows]
+        parents = state.x[rows], None if state.v is None else state.v[rows]
         x = transition(run, *parents, s, s_next, noise, settings.correlation, settings.inner)
         v = run.velocity(x, s_next)
         values = run.look_ahead(x, level, _look(run, settings, level), v).values
@@ -82,7 +82,7 @@ def _look(run: Run, settings: Glass, level: int) -> int:
 def transition(
     run: Run,
     x: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     s: float,
     s_next: float,
     noise: Tensor,
@@ -93,8 +93,9 @@ def transition(
 
     x' = g x + u, with u by an inner flow y_r = r a x0 + tau_r e from fresh noise to r = 1, whose
     data estimate is the model's own at the level that x and y together are worth. The first of its
-    ``steps`` Euler steps takes ``v``, the velocity at ``x``; the others take a call each.
-    docs/METHOD.md has the equations.
+    ``steps`` Euler steps takes ``v``, the velocity at ``x``; the others take a call each, and so
+    does the first from pure noise, whose velocity is not asked for.
+    docs/METHOD.md, section 5, has the equations.
     """
     rho = 0.0 if s >= 1 else correlation
     g = s_next * rho / s

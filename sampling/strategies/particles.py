@@ -43,7 +43,7 @@ def particles(run: Run, start: Tensor, settings: Particles) -> Iterator[State]:
         yield from whole_samples(run, start)
         return
     x = run.start(run.fresh_noise(count))
-    window = math.floor(settings.window * run.steps)
+    window = math.floor(settings.window * run.steps + 1e-9)
     for index in range(window):
         s, s_next = run.sigmas[index : index + 2]
         v = run.velocity(x, s)

@@ -55,7 +55,7 @@ def paths(run: Run, start: Tensor, settings: Paths) -> Iterator[State]:
 
     rounds = next((n for n in range(len(branchings), 0, -1) if price(2, n) <= run.calls), 0)
     branches = largest(lambda n: price(n, rounds) <= run.calls)
-    if branches < 1:
+    if settings.width * branches < 2:
         yield from whole_samples(run, start)
         return
     x = run.start(run.fresh_noise(settings.width * branches))

@@ -5,7 +5,6 @@ The data-side ascent of PG-MAP (UG-FM) and ReNO's normalised step, on the latent
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from ..run import Run
 from ..settings import Parameters, ranged
 from ..state import State
 from ..updates import norm, unit
+from .common import steps_of, whole_samples
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,11 @@ CALLS_PER_ASCENT = 3
 
 
 def reward_gradient(run: Run, start: Tensor, settings: RewardGradient) -> Iterator[State]:
-    first = min(math.ceil(settings.begin * run.steps), run.steps - 1)
+    first = min(steps_of(settings.begin, run.steps), run.steps - 1)
     ascents = (run.calls - run.plain_calls) // CALLS_PER_ASCENT
+    if ascents < 1:
+        yield from whole_samples(run, start)
+        return
     levels, x = run.steps - first, start
     for index in range(run.steps):
         number = index - first

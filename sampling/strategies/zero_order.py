@@ -42,9 +42,9 @@ def zero_order(run: Run, start: Tensor, settings: ZeroOrder) -> Iterator[State]:
     look = run.look_ahead(start, 0, steps)
     values, v = look.values, look.v
     left -= 1
-    for round in range(math.ceil(left / settings.neighbours)):
+    for number in range(math.ceil(left / settings.neighbours)):
         count = min(settings.neighbours, left)
-        fresh = run.draw(f"neighbours {round}", count)
+        fresh = run.draw(f"neighbours {number}", count) * run.noisy
         near = math.cos(settings.radius) * pivot + math.sin(settings.radius) * fresh
         look = run.look_ahead(run.start(near), 0, steps)
         values = cat_values(values, look.values)

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import tiny_vlm
 import torch
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, PngImagePlugin
 from tiny_pipelines import tiny_flux
 
 from flow_ttrl.cli import main
+from flow_ttrl.headless import Machine, Model, load_pipeline
 from flow_ttrl.headless.images import read_made, write_image
 from flow_ttrl.world.diffusers import GUIDANCE, world_pipeline
 
@@ -129,7 +130,7 @@ def test_prompts_of_a_file(capsys, tmp_path):
         json.dumps(
             {"prompt": "a blue square", "seed": 3, "name": "blue", "negative": "a red circle"}
         ),
-        json.dumps({"prompt": "a green circle", "size": "96x96"}),
+        json.dumps({"prompt": "a green circle", "size": "64x48"}),
     ]
     (tmp_path / "prompts").write_text("\n".join(lines), "utf-8")
     argv = ("--model", "tiny-sd3", "--prompts", str(tmp_path / "prompts"), *QUICK)
@@ -148,6 +149,8 @@ def test_prompts_of_a_file(capsys, tmp_path):
         generator=torch.Generator().manual_seed(3),
     )
     assert same(Image.open(tmp_path / "out" / "blue.png"), stock.images[0])
+    assert Image.open(tmp_path / "out" / "00002_1.png").size == (64, 48)
+    assert Image.open(tmp_path / "out" / "00000_1.png").size == (96, 96)
 
 
 def test_the_papers_names_and_spellings(capsys, tmp_path):
@@ -173,13 +176,19 @@ def test_ways_to_spare_memory(capsys, tmp_path):
     AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "decoder")
     argv = ("--model", "tiny-sd3", *asked(PROMPTS[0]), *QUICK)
     plain = generate(capsys, tmp_path / "plain", *argv)["images"][0]
-    sliced = generate(capsys, tmp_path / "slices", *argv, "--vae-slicing", "--vae-tiling")
+    sliced = generate(capsys, tmp_path / "slices", *argv, "--vae-slicing")
     assert sliced["images"][0]["reward"] == pytest.approx(plain["reward"], abs=1e-3)
+    tiled = generate(capsys, tmp_path / "tiles", *argv, "--vae-tiling")["images"][0]
+    whole, parts = (Image.open(one["file"]) for one in (plain, tiled))
+    assert not same(whole, parts)  # since it is of the model's usual size, and tiled all the same
+    assert read_made(Path(tiled["file"]))["recipe"]["model"]["vae_tiling"]
     judged = generate(
         capsys, tmp_path / "small", *argv, "--tiny-decoder", str(tmp_path / "decoder")
     )
     assert judged["images"][0]["reward"] != plain["reward"]
     generate(capsys, tmp_path / "fp8", *argv, "--quantize", "fp8")
+    kept = load_pipeline(Model("tiny-sd3", quantize="fp8"), Machine("cpu")).transformer
+    assert torch.float8_e4m3fn in {weight.dtype for weight in kept.parameters()}
     one, other = (Image.open(tmp_path / n / "00000_0.png") for n in ("plain", "fp8"))
     assert not same(one, other)
     generate(capsys, tmp_path / "again", *argv)
@@ -216,6 +225,12 @@ def write_bad(folder: Path) -> None:
     (folder / "size").write_text('{"prompt": "a red circle", "size": "100x96"}')
     (folder / "seed").write_text('{"prompt": "a red circle", "seed": 1.5}')
     (folder / "path").write_text('{"prompt": "a red circle", "name": "../up"}')
+    (folder / "plain").write_text(
+        '{"prompt": "a", "name": "n"}\n{"prompt": "b", "name": "n_plain"}'
+    )
+    (folder / "part").mkdir()
+    index = '{"_class_name": "FluxPipeline", "vae": ["diffusers", "AutoencoderKL"]}'
+    (folder / "part" / "model_index.json").write_text(index)
     (folder / "other").mkdir()
     (folder / "other" / "model_index.json").write_text('{"_class_name": "FluxFillPipeline"}')
     (folder / "bare").mkdir()
@@ -223,6 +238,9 @@ def write_bad(folder: Path) -> None:
     (folder / "notes.png").write_text("no image")
     Image.new("RGB", (8, 8)).save(folder / "photo.png")
     write_image(folder / "later.png", Image.new("RGB", (8, 8)), {"job": {}, "recipe": {"new": 1}})
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("flow_ttrl", "[1]")
+    Image.new("RGB", (8, 8)).save(folder / "list.png", pnginfo=text)
     Image.effect_noise((64, 64), 50).save(folder / "cut.png")
     (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:2000])
 
@@ -233,6 +251,7 @@ BAD = [
     (["--model", "me/nothing", "--prompt", "a", "--reward", "white"], "hf download me/nothing"),
     (["--model", "FOLDER/bare", "--prompt", "a", "--reward", "white"], "model_index.json in"),
     (["--model", "FOLDER/other", "--prompt", "a", "--reward", "white"], "FluxFillPipeline"),
+    (["--model", "FOLDER/part", "--prompt", "a", "--reward", "white"], "expected vae in"),
     (["--prompt", "a"], "expected --model"),
     (["--model", "tiny-sd3"], "expected at least one prompt"),
     ([*HERE, "--reward", "hsp"], "expected a reward of the catalogue"),
@@ -246,6 +265,7 @@ BAD = [
     (["--model", "tiny-sd3", "--prompts", "FOLDER/latin"], "expected text in UTF-8"),
     (["--model", "tiny-sd3", "--prompts", "FOLDER/line"], "line 2: expected prompt, negative"),
     (["--model", "tiny-sd3", "--prompts", "FOLDER/twice"], "got n.png twice"),
+    (["--model", "tiny-sd3", "--prompts", "FOLDER/plain", "--baseline"], "got n_plain.png twice"),
     (["--model", "tiny-sd3", "--prompts", "FOLDER/empty"], "expected at least one prompt"),
     (["--model", "tiny-sd3", "--prompts", "FOLDER/size"], "divisible by 16"),
     (["--model", "tiny-sd3", "--prompts", "FOLDER/seed"], "expected seed to be a whole number"),
@@ -254,17 +274,29 @@ BAD = [
     ([*HERE, "--budget", "0.5"], "expected budget within 1"),
     ([*HERE, "--strategy", "drafts", "--scale_factor", "3"], "whose parameters scale_factor are"),
     ([*HERE, "--group_size", "1"], "expected group_size within 2"),
-    ([*HERE, "--seed", "-1"], "expected --seed"),
     ([*HERE, "--device", "cuda:99"], "expected a device of this machine"),
     ([*HERE, "--offload", "model", "--device", "cpu"], "expected an accelerator to offload from"),
-    ([*HERE, "--quantize", "bnb4", "--device", "cpu"], "expected a GPU for quantize bnb4"),
+    (
+        [*HERE, "--quantize", "bnb4", "--device", "cpu"],
+        "expected a model that is loaded from files",
+    ),
     ([*HERE, "--tiny-decoder", "me/nothing"], "expected a tiny decoder"),
     ([*HERE, "--call", '{"promt": 1}'], "expected arguments of StableDiffusion3Pipeline's call"),
     ([*HERE, "--call", '{"output_type": "latent"}'], "does not set itself, got output_type"),
+    ([*HERE, "--call", '{"guidance_scale": "3"}'], "expected guidance_scale of the pipeline's"),
+    ([*HERE, "--call", '{"num_inference_steps": 0}'], "expected num_inference_steps of"),
+    ([*HERE, "--call", '{"num_inference_steps": true}'], "a whole number from 1, such as 28"),
+    ([*HERE[2:], "--model", "tiny-flux", "--negative", "b"], "expected true_cfg_scale above 1"),
+    ([*HERE, "--num-gpus", "2"], "expected --engine ray with --num-gpus"),
+    (["--from-image", "FOLDER/list.png"], "as a JSON object in it"),
+    (["--from-image", "FOLDER/photo.png", "--budget", "3"], "without --budget"),
     (["--from-image", "FOLDER/notes.png"], "expected a whole image"),
     (["--from-image", "FOLDER/later.png"], "expected an image made by version"),
     (["--from-image", "FOLDER/cut.png"], "expected a whole image"),
-    (["--from-image", "FOLDER/photo.png", *HERE], "expected --from-image without a model"),
+    (
+        ["--from-image", "FOLDER/photo.png", *HERE],
+        "expected --from-image without --model, --prompt",
+    ),
     (["--from-image", "FOLDER/photo.png"], "expected an image made by flow-ttrl generate"),
 ]
 
@@ -283,7 +315,16 @@ def test_errors_are_clear_and_leave_nothing(capsys, tmp_path, monkeypatch, argv,
     assert not out.exists() or not list(out.iterdir())
 
 
-@pytest.mark.parametrize("option", [["--size", "100x96"], ["--size", "big"], ["--call", "[1]"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--size", "100x96"],
+        ["--size", "big"],
+        ["--call", "[1]"],
+        ["--seed", "-1"],
+        ["--seed", str(2**64)],
+    ],
+)
 def test_options_that_cannot_be_read(capsys, option):
     with pytest.raises(SystemExit) as raised:
         main(["generate", *HERE, *option])
@@ -300,6 +341,34 @@ def test_images_of_another_run_are_not_written_over(capsys, tmp_path):
     assert files(tmp_path) == before
 
 
+def test_a_plain_image_of_another_run_is_not_written_over(capsys, tmp_path):
+    """Nor is one taken for this run's; one that is missing is made again, with its searched one."""
+    argv = [*HERE, *QUICK, "--baseline", "--out", str(tmp_path)]
+    Image.new("RGB", (8, 8)).save(tmp_path / "00000_0_plain.png")
+    before = files(tmp_path)
+    assert main(["generate", *argv]) == 2
+    assert "00000_0_plain.png" in capsys.readouterr().err
+    assert files(tmp_path) == before
+    (tmp_path / "00000_0_plain.png").unlink()
+    assert main(["generate", *argv]) == 0
+    made = files(tmp_path)
+    (tmp_path / "00000_0_plain.png").unlink()
+    assert main(["generate", *argv]) == 0
+    assert files(tmp_path) == made
+    (tmp_path / "00000_0_plain.png").write_bytes(made["00000_0.png"])  # the searched one, renamed
+    assert main(["generate", *argv]) == 2
+
+
+def test_an_image_of_other_versions_says_so(capsys, tmp_path, caplog):
+    (row,) = generate(capsys, tmp_path / "a", *HERE, *QUICK)["images"]
+    made = read_made(Path(row["file"]))
+    made["versions"]["torch"] = "1.0"
+    write_image(tmp_path / "old.png", Image.open(row["file"]), made)
+    generate(capsys, tmp_path / "b", "--from-image", str(tmp_path / "old.png"), "--device", "cpu")
+    assert "torch 1.0 (now" in caplog.text
+    assert same(Image.open(row["file"]), Image.open(tmp_path / "b" / "00000_0.png"))
+
+
 def test_a_full_disk_leaves_no_half_an_image(capsys, tmp_path):
     """A limit on the size of files stands for it: writing fails in the middle of the image."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -314,11 +383,11 @@ def test_a_full_disk_leaves_no_half_an_image(capsys, tmp_path):
 
 @pytest.mark.parametrize(("arch", "paper"), DEMOS)
 def test_demos_run(capsys, tmp_path, monkeypatch, arch, paper):
-    script, out = ROOT / "demo" / f"{arch}_ttrl.py", tmp_path / "image.png"
+    script, out = ROOT / "demo" / f"{arch}_ttrl.py", tmp_path / "image.jpg"
     assert len(script.read_text("utf-8").splitlines()) < 60
     argv = [str(script), "--model", f"tiny-{arch}", "--reward", "verifier", "--out", str(out)]
     argv += ["--prompt", "a red circle", "--budget", "2", "--steps", "4"]
     monkeypatch.setattr(sys, "argv", argv + ["--paper"] * paper)
     runpy.run_path(str(script), run_name="__main__")
     assert "searched" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {"image.png", "image_plain.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"image.jpg", "image_plain.jpg"}

@@ -50,8 +50,11 @@ def test_the_table_of_what_the_evaluator_found(capsys, tmp_path):
     printed = run(capsys, tmp_path)
     assert printed.count("evaluate_images.py") == 3
     results = [("single_object", True), ("single_object", False), ("colors", True)]
-    lines = [json.dumps({"tag": tag, "correct": right}) for tag, right in results]
-    (tmp_path / "out" / "steered" / "results.jsonl").write_text("\n".join(lines), "utf-8")
+    lines = [json.dumps({"tag": tag, "correct": right}) for tag, right in [*results, results[-1]]]
+    evaluated = tmp_path / "out" / "steered" / "results.jsonl"
+    evaluated.write_text("\n".join(lines[:3]), "utf-8")  # of a run before, with fewer images
+    assert json.loads(run(capsys, tmp_path, "--json"))["methods"]["steered"]["geneval"] is None
+    evaluated.write_text("\n".join(lines), "utf-8")
     found = json.loads(run(capsys, tmp_path, "--json"))["methods"]
     assert found["steered"]["geneval"] == {"single_object": 0.5, "colors": 1.0, "overall": 0.75}
     assert found["plain"]["geneval"] is None
@@ -76,3 +79,17 @@ def test_metadata_that_is_not_genevals(capsys, tmp_path, text, told):
     assert main([*argv[:4], str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
     assert "evaluation_metadata.jsonl" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_a_longer_run_are_not_judged_along(capsys, tmp_path):
+    sample = tmp_path / "out" / "plain" / "00001" / "samples" / "0002.png"
+    sample.parent.mkdir(parents=True)
+    sample.write_bytes(b"")
+    metadata = tmp_path / "metadata.jsonl"
+    metadata.write_text("\n".join(json.dumps(line) for line in LINES), "utf-8-sig")
+    argv = ["geneval", "--model", "tiny-flux", "--metadata", str(metadata)]
+    argv += ["--out", str(tmp_path / "out"), "--images", "2"]
+    assert main(argv) == 2
+    assert "0002.png" in capsys.readouterr().err
+    assert main([*argv, "--keep-better"]) == 2
+    assert "without --keep-better" in capsys.readouterr().err

@@ -139,19 +139,26 @@ def test_latents_and_generators_of_the_users_own(pipes, arch):
 def test_a_callback_watches_every_step(pipes, arch):
     def watching(seen):
         def watch(pipe, step, timestep, tensors):
-            seen.append((step, float(timestep), tensors["latents"].clone()))
+            said = pipe.num_timesteps, pipe.guidance_scale, pipe.joint_attention_kwargs
+            seen.append((step, float(timestep), said, {k: v.clone() for k, v in tensors.items()}))
             return tensors
 
         return watch
 
-    stock, ours = [], []
-    call = {"prompt": PROMPT, "generator": None} | SMALL
-    call["generator"] = torch.Generator().manual_seed(2)
-    pipes[arch](**call, callback_on_step_end=watching(stock))
-    call["generator"] = torch.Generator().manual_seed(2)
-    search_images(pipes[arch], contrast(), OFF, **call, callback_on_step_end=watching(ours))
-    assert [one[:2] for one in ours] == [one[:2] for one in stock]
-    assert all(torch.equal(a[2], b[2]) for a, b in zip(ours, stock, strict=True))
+    stock, ours, pipe = [], [], pipes[arch]
+    for name in ("_num_timesteps", "_guidance_scale", "_joint_attention_kwargs"):
+        vars(pipe).pop(name, None)  # as of one that was never called
+    call = {"prompt": PROMPT, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
+    for asked, seen in (
+        (lambda **given: search_images(pipe, contrast(), OFF, **given), ours),
+        (pipe, stock),
+    ):
+        generator = torch.Generator().manual_seed(2)
+        asked(generator=generator, callback_on_step_end=watching(seen), **call, **SMALL)
+    assert [one[:3] for one in ours] == [one[:3] for one in stock]
+    for a, b in zip(ours, stock, strict=True):
+        assert a[3].keys() == b[3].keys() == {"latents", "prompt_embeds"}
+        assert all(torch.equal(a[3][name], b[3][name]) for name in a[3])
 
 
 def test_a_callback_ends_the_search_by_the_pipelines_own_interrupt(pipes):

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from flow_ttrl.rewards import Reward, RewardMix
 from flow_ttrl.sampling import STRATEGIES, Run, SearchSettings, make_settings, updates
 from flow_ttrl.sampling.noise import KeyedNoise, item_keys
 
 search_module = importlib.import_module("flow_ttrl.sampling.search")  # its name is the function's
 
+NAN = float("nan")
 EACH = pytest.mark.parametrize("strategy", STRATEGIES)
 ADAPTING = ("rbf",)
 """Strategies whose cost depends on the rewards."""
@@ -195,3 +197,42 @@ def stop_after(steps: int):
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosine between the items of two batches [B]."""
     return torch.cosine_similarity(a.flatten(1), b.flatten(1))
+
+
+class Named(Reward):
+    units, typical = "any", (0.0, 1.0)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def _score(self, images, prompts):
+        raise NotImplementedError("the flow below scores")
+
+
+class Mixed(Wrapped):
+    """The world's reward twice, in unlike units, and a third that never differs; mixed.
+
+    Args:
+        lost: says by an image's number in the run where the first of them has no value.
+        sign: -1 leads a search astray.
+    """
+
+    def __init__(self, world, mode: str, lost=lambda number: False, sign=1.0):
+        super().__init__(world)
+        parts = ((Named("large"), sign), (Named("small"), sign), (Named("same"), 1.0))
+        self.mix, self.lost, self.scored = RewardMix(parts, mode), lost, 0
+
+    def score(self, images, item):
+        (reward,) = super().score(images, item).values()
+        numbers = range(self.scored, self.scored + len(images))
+        self.scored += len(images)
+        large = torch.stack(
+            [
+                reward.new_tensor(NAN) if self.lost(n) else 1000 * r
+                for n, r in zip(numbers, reward, strict=True)
+            ]
+        )
+        return {"large": large, "small": 0.01 * reward, "same": 0 * reward + 7.0}
+
+    def totals(self, values, seen):
+        return self.mix.totals(values, seen)

@@ -4,54 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from probes import EACH, SELECTING, Wrapped, only_search, spy_on_look_aheads
+from probes import EACH, SELECTING, Mixed, Named, Wrapped, only_search, spy_on_look_aheads
 
-from flow_ttrl.rewards import MODES, Reward, RewardMix
+from flow_ttrl.rewards import MODES, RewardMix
 from flow_ttrl.sampling import make_settings, sample, search
 from flow_ttrl.world.gaussian import GaussianWorld
 
-NAN = float("nan")
 EACH_MODE = pytest.mark.parametrize("mode", MODES)
 SOME = pytest.mark.parametrize("strategy", ["steered", "glass", "rbf", "particles", "flow_ttrl"])
-
-
-class Named(Reward):
-    units, typical = "any", (0.0, 1.0)
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def _score(self, images, prompts):
-        raise NotImplementedError("the flow below scores")
-
-
-class Mixed(Wrapped):
-    """The world's reward twice, in unlike units, and a third that never differs; mixed.
-
-    Args:
-        lost: says by an image's number in the run where the first of them has no value.
-        sign: -1 leads a search astray.
-    """
-
-    def __init__(self, world, mode: str, lost=lambda number: False, sign=1.0):
-        super().__init__(world)
-        parts = ((Named("large"), sign), (Named("small"), sign), (Named("same"), 1.0))
-        self.mix, self.lost, self.scored = RewardMix(parts, mode), lost, 0
-
-    def score(self, images, item):
-        (reward,) = super().score(images, item).values()
-        numbers = range(self.scored, self.scored + len(images))
-        self.scored += len(images)
-        large = torch.stack(
-            [
-                reward.new_tensor(NAN) if self.lost(n) else 1000 * r
-                for n, r in zip(numbers, reward, strict=True)
-            ]
-        )
-        return {"large": large, "small": 0.01 * reward, "same": 0 * reward + 7.0}
-
-    def totals(self, values, seen):
-        return self.mix.totals(values, seen)
 
 
 @EACH_MODE

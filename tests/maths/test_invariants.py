@@ -373,6 +373,31 @@ def test_changing_a_strategys_parameters_changes_its_search():
             "draft_steps": 12,
         },
         "reward_gradient": {"begin": 0.3, "ascent": 0.05},
+        "best_of_n": {},
+        "steered": {
+            "draft_steps": 8,
+            "rounds": 3,
+            "decay": 0.3,
+            "correlation": 0.8,
+            "parents": 1,
+        },
+        "flow_ttrl": {
+            "group_size": 4,
+            "rl_iterations": 1,
+            "internal_reward_timestep": 0.1,
+            "external_reward_timestep": 0.2,
+            "noise_range": (0.9, 0.4),
+            "gradient": "jacobian_free",
+            "scale_factor": 100.0,
+            "prdp_scale": 3.0,
+            "grpo_scale": 0.5,
+            "beta1": 3.0,
+            "beta2": 50.0,
+            "clip": 1e-3,
+            "adv_clip_max": 0.5,
+            "reward_diff_threshold": 0.5,
+            "rationorm": False,
+        },
         "glass": {
             "transitions": 2,
             "window": 0.5,
@@ -382,8 +407,10 @@ def test_changing_a_strategys_parameters_changes_its_search():
             "draft_steps": 10,
         },
     }
+    assert set(changes) == set(STRATEGIES)
     for strategy, parameters in changes.items():
-        settings = only_search(strategy, budget=4.0)
+        budget = 12.0 if strategy == "flow_ttrl" else 4.0  # its whole window
+        settings = only_search(strategy, budget=budget)
         assert set(parameters) == set(vars(settings.parameters)), strategy
         usual = search(world, world.noise(8), settings).latents
         for name, value in parameters.items():
@@ -399,3 +426,52 @@ def test_every_strategy_is_here():
         name == strategy.parameters.strategy == strategy.parameters().strategy
         for name, strategy in STRATEGIES.items()
     )
+
+
+@EACH
+@pytest.mark.parametrize("keep_better", [False, True])
+def test_a_sound_search_has_nothing_to_warn_of(strategy, keep_better):
+    """Nor does one that begins with a latent that is noisy already."""
+    whole = GaussianWorld(32, steps=20)
+    settings = make_settings(strategy, budget=4.0, keep_better=keep_better)
+    assert search(whole, whole.noise(2), settings).warnings == ()
+    late = GaussianWorld(32, sigmas=whole.sigmas.tolist()[8:], image=whole.data())
+    assert search(late, late.noise(2), settings).warnings == ()
+
+
+@pytest.mark.parametrize("keep_better", [False, True])
+def test_a_latent_far_too_wide_is_warned_of(keep_better):
+    class Exploding(GaussianWorld):
+        """Sampling goes astray in the search, in its stochastic steps, and not in plain steps."""
+
+        def velocity(self, x, sigma, item):
+            v = super().velocity(x, sigma, item)
+            return v - 40 * x if len(x) > 1 else v
+
+        def score(self, images, item):
+            return {"linear": images.std((1, 2, 3))}
+
+    flow = Exploding(16, steps=20)
+    settings = make_settings("particles", budget=3.0, keep_better=keep_better)
+    (told,) = search(flow, flow.noise(), settings).warnings
+    assert "no image any more" in told
+
+
+def test_one_candidate_alone_is_not_called_flat():
+    world = GaussianWorld(8, steps=20)
+    for strategy, budget in (("rbf", 4.0), ("reward_gradient", 2.0)):
+        records = search(world, world.noise(), only_search(strategy, budget=budget)).records
+        assert records
+        assert not any(record.flat for record in records)
+
+
+def test_levels_that_rounding_has_left_above_1_are_1():
+    """In every strategy; the first of them is what the model is told."""
+    for sigmas in ([1.000001, 1.0, 0.7, 0.4, 0.0], [1.000001, 0.7, 0.4, 0.0]):
+        world, told = GaussianWorld(8, sigmas=sigmas), []
+        for strategy in STRATEGIES:
+            result = search(
+                world, world.noise(), only_search(strategy, budget=6.0), on_step=told.append
+            )
+            assert result.latents.isfinite().all()
+            assert result.steps == 3

@@ -28,7 +28,7 @@ def velocity(world, x, s):
 
 
 def sde_formula(s, s_next, eta, first):
-    """Coefficients of x, of v and the std, as METHOD.md section 1 writes them."""
+    """Coefficients of x, of v and the std, as METHOD.md section 2 writes them."""
     h = s - s_next
     a = eta * math.sqrt(s / (1 - (first if s == 1 else s)))
     on_v = -(1 + a**2 * (1 - s) / (2 * s)) * h

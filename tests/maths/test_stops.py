@@ -7,6 +7,7 @@ import torch
 from probes import (
     ADAPTING,
     EACH,
+    Mixed,
     Wrapped,
     euler,
     only_search,
@@ -66,6 +67,54 @@ def test_finish_now_before_anything_is_plain_sampling(strategy):
     assert torch.equal(result.latents, sample(flow, flow.noise(2)))
     assert result.cost.calls == 2 * STEPS
     assert not result.records
+
+
+@EACH
+@pytest.mark.parametrize("mode", ["raw", "rank"])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_stop_with_the_better_kept_is_no_dearer_than_planned(strategy, mode, steps):
+    """However little was judged by then: the plain sample is there, and made once."""
+    world, events = GaussianWorld(8, steps=STEPS), []
+    settings = make_settings(strategy, budget=4.0, keep_better=True)
+    result = search(
+        Mixed(world, mode),
+        world.noise(2),
+        settings,
+        on_step=events.append,
+        finish_now=stop_after(steps),
+    )
+    assert events[-1].calls <= events[-1].planned
+    spent = result.cost.calls + result.plain.cost.calls
+    assert spent == 2 * events[-1].calls
+    torch.testing.assert_close(result.plain.latents, sample(world, world.noise(2)))
+    assert (result.rewards >= result.plain_rewards).all()
+    if steps == 0:
+        assert result.stopped == "finish_now"
+        assert spent == 2 * STEPS
+        assert torch.equal(result.latents, result.plain.latents)
+
+
+@EACH
+def test_what_a_stop_gives_is_clean_where_the_schedule_ends_above_0(strategy):
+    """As the last step saw it, in the result and in the plain sample."""
+    levels = shifted_sigmas(12).tolist()[:9]
+    world = GaussianWorld(16, sigmas=levels)
+    for steps in (0, 4, 1000):
+        result = search(
+            world,
+            world.noise(2),
+            make_settings(strategy, budget=4.0),
+            finish_now=stop_after(steps),
+        )
+        for latents, clean in (
+            (result.latents, result.clean),
+            (result.plain.latents, result.plain.clean),
+        ):
+            assert not torch.equal(latents, clean)
+            v = world.velocity(clean, 1e-3, torch.arange(2))
+            assert v.isfinite().all()
+            # a clean latent is narrower than one with noise on top
+            assert (clean.flatten(1).norm(dim=1) < latents.flatten(1).norm(dim=1) * 1.05).all()
 
 
 @EACH

@@ -58,6 +58,18 @@ def test_rejects_prompts_that_are_wrong_in_one_respect(truth):
     assert (graded < right).float().mean() > 0.99
 
 
+def test_two_alike_may_stand_in_a_relation():
+    rng = random.Random(3)
+    apart = draw(language.parse("a red circle left of a blue circle"), rng)
+    image = apart.clone()
+    blue = apart[..., 2] > apart[..., 0] + 0.3
+    image[blue] = apart[..., [2, 1, 0]][blue]  # the blue one, red
+    alike, same = "a red circle left of a red circle", "a red circle above a red circle"
+    strict, graded = verify(torch.stack([image, image]), [alike, same])
+    assert strict.tolist() == [True, False]
+    assert graded[0] > graded[1]
+
+
 def test_rejects_extra_objects():
     image = draw(language.parse("a red circle and a blue square"), random.Random(1))[None]
     strict, _ = verify(image, ["a red circle"])
