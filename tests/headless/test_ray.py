@@ -24,7 +24,6 @@ WORKERS = ("--engine", "ray", "--num-cpus", "2")
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing_and_makes_nothing_twice(capsys, tmp_path):
-    psutil = pytest.importorskip("psutil", reason="Ray brings psutil")
     pytest.importorskip("ray", reason="engine ray needs ray")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as Ray gives a worker of one CPU, since sums round by the threads
@@ -39,7 +38,7 @@ def test_a_killed_worker_loses_nothing_and_makes_nothing_twice(capsys, tmp_path)
             command, stdout=subprocess.PIPE, stderr=told, text=True
         )
         try:
-            os.kill(worker_at_work(psutil.Process(running.pid), out), signal.SIGKILL)
+            os.kill(worker_at_work(running, out), signal.SIGKILL)
             there = {p: p.stat().st_mtime_ns for p in out.glob("*.png")}
             answer, _ = running.communicate(timeout=300)
         finally:
@@ -126,12 +125,14 @@ def test_a_job_that_fails_is_tried_again_and_in_the_end_told():
         )
 
 
-def worker_at_work(running, out) -> int:
+def worker_at_work(running: subprocess.Popen, out) -> int:
     """The process of a worker, once the first image is there."""
+    import psutil
+
     until = time.monotonic() + 240
-    while time.monotonic() < until and running.is_running():
+    while time.monotonic() < until and running.poll() is None:
         if out.is_dir() and any(out.glob("*_[0-9].png")):
-            for child in running.children(recursive=True):
+            for child in psutil.Process(running.pid).children(recursive=True):
                 if "ImageWorker.make" in " ".join(child.cmdline()):
                     return child.pid
         time.sleep(0.05)
