@@ -22,12 +22,7 @@ from ..version import VERSION
 from ..world.draw import IMAGE_SIZE
 from .images import prepare_folder, read_made, write_image
 from .jobs import Job, image_path, plain_path
-from .models import (
-    TINY,
-    Machine,
-    load_decoder,
-    load_pipeline,
-)
+from .models import TINY, Machine, load_decoder, load_pipeline
 from .recipe import Recipe, others_of
 
 log = logging.getLogger("flow_ttrl")
@@ -178,7 +173,7 @@ def run(
     """
     todo, rows = without_finished(jobs, folder, recipe)
     side = IMAGE_SIZE if recipe.model.name in TINY else USUAL_SIDE
-    pixels = max((job.size or (side, side))[0] * (job.size or (side, side))[1] for job in jobs)
+    pixels = max(wide * high for wide, high in (job.size or (side, side) for job in jobs))
     prepare_folder(folder, len(todo) * (1 + recipe.baseline), pixels)
     with tqdm(total=len(jobs), initial=len(rows), unit="image", disable=len(jobs) == 1) as bar:
         for made in engine(recipe, machine, folders, todo, folder) if todo else ():
