@@ -102,6 +102,7 @@ def compare(args) -> dict:
         "workarounds": [
             "its rollouts draw from torch's global generator: seeded before each image",
             "its scorer downloads and needs CUDA: given a function with the same answer",
+            "its package of rewards is a bare folder: what hides it is taken off the import path",
         ],
     }
 
@@ -154,7 +155,11 @@ def main() -> int:
         return 2
     if args.quick:
         args.tasks, args.steps = 3, 10
-    found = compare(args)
+    try:
+        found = compare(args)
+    except RuntimeError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     if args.json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return 0
@@ -170,6 +175,8 @@ def main() -> int:
     sys.stdout.write(
         f"gain, ours - theirs: {gap['mean']:.4f} [{gap['ci_low']:.4f}, {gap['ci_high']:.4f}]\n"
     )
+    sys.stdout.write("worked around, to run theirs at all:\n")
+    sys.stdout.write("".join(f"  {told}\n" for told in found["workarounds"]))
     return 0
 
 
