@@ -93,39 +93,46 @@ def _short(value: float | None) -> str:
 
 
 def figure(rows: list[dict], path: Path) -> None:
-    """Accuracy against budget at 20 steps, a panel for each architecture and driver."""
+    """Accuracy against budget at 20 steps, a panel for each pairing that has several budgets."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [row for row in rows if row["steps"] == 20 and row["repeats"] == 1]
-    shown = [row for row in shown if row["hits"]]
-    pairs = list(dict.fromkeys((row["arch"], row["driver"]) for row in shown))
-    drawing = Figure(figsize=(5.2 * len(pairs), 4.4), dpi=110, layout="constrained")
-    for panel, (arch, driver) in zip(
-        drawing.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=False
-    ):
+    shown = [row for row in rows if row["steps"] == 20 and row["repeats"] == 1 and row["hits"]]
+    budgets: dict[tuple, set] = {}
+    for row in shown:
+        budgets.setdefault((row["arch"], row["driver"]), set()).add(row["budget"])
+    pairs = [pair for pair, own in budgets.items() if len(own) > 2] or list(budgets)
+    names = sorted({_named(row) for row in shown}, key=lambda name: (name != "steered", name))
+    colours = dict(zip(names, ("#0f7b6c", *colormaps["tab20"].colors), strict=False))
+    drawing = Figure(figsize=(5.2 * len(pairs) + 1.6, 4.4), dpi=110, layout="constrained")
+    panels = drawing.subplots(1, len(pairs), squeeze=False)[0]
+    for panel, (arch, driver) in zip(panels, pairs, strict=True):
         here = [row for row in shown if (row["arch"], row["driver"]) == (arch, driver)]
         for plain in (r for r in here if r["strategy"] == "best_of_n" and r["budget"] == 1):
             panel.axhline(100 * plain["accuracy"], color="#8a93a3", linestyle=":", linewidth=1)
             panel.annotate("plain", (1, 100 * plain["accuracy"] + 1), color="#8a93a3", fontsize=8)
-        for name in dict.fromkeys(_named(row) for row in here):
+        for name in (name for name in names if any(_named(row) == name for row in here)):
             own = sorted((r for r in here if _named(r) == name), key=lambda r: r["budget"])
             ours = name == "steered"
-            style = {"color": "#0f7b6c", "linewidth": 2.4, "zorder": 3} if ours else {}
+            style = {"linewidth": 2.4, "zorder": 3} if ours else {"linewidth": 1.2}
             x, y = [r["budget"] for r in own], [100 * r["accuracy"] for r in own]
-            panel.plot(x, y, marker="o", markersize=5 if ours else 3.5, label=name, **style)
+            size = 5 if ours else 4
+            panel.plot(x, y, "o-", markersize=size, label=name, color=colours[name], **style)
             if ours:
                 low, high = ([100 * r[k] for r in own] for k in ("ci_low", "ci_high"))
-                panel.fill_between(x, low, high, color="#0f7b6c", alpha=0.12, linewidth=0)
+                panel.fill_between(x, low, high, color=colours[name], alpha=0.12, linewidth=0)
         panel.set(title=f"{arch}, driven by the {driver}", xlabel="budget, times a plain sample")
         panel.set_ylabel("strict accuracy, %")
         panel.set_xscale("log", base=2)
-        ticks = sorted({r["budget"] for r in here})
+        ticks = sorted(budgets[arch, driver])
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.minorticks_off()
         panel.grid(alpha=0.25, linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(fontsize=7, frameon=False, ncols=2, loc="lower right")
+    lines = {line.get_label(): line for panel in panels for line in panel.get_lines()}
+    named = [name for name in names if name in lines]
+    drawing.legend([lines[n] for n in named], named, loc="outside right center", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(drawing).print_png(path)
 

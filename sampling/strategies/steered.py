@@ -65,9 +65,8 @@ def allocate(settings: Steered, steps: int, tail: int, calls: int) -> list[Round
     plan: list[Round] = []
     for count in range(1, min(settings.rounds, levels) + 1):
         least = _least(grid, count)
-        if _price(least) > calls:
-            break
-        plan = least
+        if _price(least) <= calls:  # more of them may cost less: the last one begins lower
+            plan = least
     while plan:
         shares = [settings.decay**n / (r.candidates + 1) for n, r in enumerate(plan)]
         next_one = shares.index(max(shares))

@@ -16,6 +16,7 @@ from flow_ttrl.sampling import (
     search,
     shifted_sigmas,
 )
+from flow_ttrl.sampling.strategies.steered import Steered, allocate
 from flow_ttrl.world.gaussian import GaussianWorld
 
 NAN = float("nan")
@@ -238,3 +239,17 @@ def test_planning_needs_no_model_and_leaves_no_trace():
             inside = plan(make_settings(strategy), FULL)
         assert inside == plan(make_settings(strategy), FULL)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("steps", [4, 8, 20, 40])
+def test_steered_searches_by_as_many_rounds_as_are_paid_for(steps):
+    """Also where fewer rounds would cost more, since their last one begins higher."""
+    settings, before = Steered(), 0
+    for calls in range(steps, 6 * steps):
+        rounds = allocate(settings, steps, 0, calls)
+        assert len(rounds) >= before
+        before = len(rounds)
+        assert sum(r.candidates * r.calls for r in rounds) - (len(rounds) > 1) <= calls
+    assert before == 4
+    if steps >= 20:
+        assert len(allocate(settings, steps, 0, round(1.65 * steps))) == 4
