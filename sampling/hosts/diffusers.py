@@ -22,7 +22,7 @@ from ..search import search
 from ..settings import SearchSettings
 from ..strategies import STRATEGIES, make_settings
 from .diffusers_call import PipelineCall
-from .diffusers_pipelines import prepare
+from .diffusers_pipelines import call_of
 
 DECODED_AT_ONCE = 2**17
 """Images are decoded in groups of about this many pixels, one by one where one has more: larger
@@ -166,8 +166,9 @@ def search_images(
     settings = settings or make_settings()
     if call.get("generator") is None:
         call["generator"] = torch.Generator().manual_seed(seed)
+    kind = call_of(pipe)
     with _at_work(pipe):
-        made = prepare(pipe, call)
+        made = kind(pipe, call)
         made.begin()
         prompts = judged_as or made.prompts
         if prompts is None or len(prompts) != len(made.noise):

@@ -103,6 +103,12 @@ class FluxCall(PipelineCall):
             negative = Encoded(features, summary)
         return Encoded(embeds, pooled), negative
 
+    def begin(self) -> None:
+        super().begin()
+        self.pipe._current_timestep = None
+        if self.pipe._joint_attention_kwargs is None:
+            self.pipe._joint_attention_kwargs = {}
+
     def _set_timesteps(self) -> None:
         steps, config = self.arguments["num_inference_steps"], self.pipe.scheduler.config
         sigmas = self.arguments["sigmas"]
@@ -141,11 +147,15 @@ class FluxCall(PipelineCall):
 CALLS = (SD3Call, FluxCall)
 
 
-def prepare(pipe, given: dict) -> PipelineCall:
-    """The call of ``pipe`` with arguments ``given``, up to its loop."""
+def call_of(pipe) -> type[PipelineCall]:
+    """What makes calls of ``pipe`` ready, up to their loop.
+
+    Raises:
+        ValueError: a pipeline that the search does not run on.
+    """
     for kind in CALLS:
         if isinstance(pipe, kind.pipeline):
-            return kind(pipe, given)
+            return kind
     known = " or ".join(kind.pipeline.__name__ for kind in CALLS)
     raise ValueError(
         f"expected a {known} of diffusers, got {type(pipe).__name__}; load the model as one of "
