@@ -233,10 +233,10 @@ def test_gradients_of_large_images_keep_no_activations(pipes, monkeypatch, strat
 
 def test_skip_layer_guidance_counts_at_levels_between_steps(pipes):
     """A look-ahead between two levels is guided as the step that it lies in."""
-    from flow_ttrl.sampling.hosts.diffusers_pipelines import prepare
+    from flow_ttrl.sampling.hosts.diffusers_pipelines import call_of
 
     call = {"prompt": PROMPT, "skip_guidance_layers": [1], "skip_layer_guidance_stop": 0.5}
-    made = prepare(pipes["sd3"], SMALL | call | {"num_inference_steps": 8})
+    made = call_of(pipes["sd3"])(pipes["sd3"], SMALL | call | {"num_inference_steps": 8})
     levels = made.sigmas.tolist()
     guided = [made._skips_layers(level) for level in levels[:-1]]
     assert guided == [False, True, True, True, False, False, False, False]
