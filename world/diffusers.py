@@ -20,7 +20,7 @@ from torch import Tensor
 from ..rewards import RewardMix
 from ..sampling.hosts.diffusers import DiffusersFlow
 from ..sampling.hosts.diffusers_networks import packed, unpacked
-from ..sampling.hosts.diffusers_pipelines import prepare
+from ..sampling.hosts.diffusers_pipelines import call_of
 from .bundle import SHIFT, load
 from .draw import IMAGE_SIZE
 from .encoder import FEATURES, MAX_TOKENS, encode_prompts
@@ -197,7 +197,8 @@ def world_flow(arch: str, prompts: list[str], reward: RewardMix, steps: int) -> 
         "sigmas": np.linspace(1, 1 / steps, steps),
         "generator": torch.Generator(),
     }
-    return WorldFlow(prepare(world_pipeline(arch), call), reward.judge(prompts))
+    pipe = world_pipeline(arch)
+    return WorldFlow(call_of(pipe)(pipe, call), reward.judge(prompts))
 
 
 def start_noise(seed: int, items: int = 1, first: int = 0) -> Tensor:
