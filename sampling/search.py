@@ -68,7 +68,8 @@ def search(
         if on_step is not None:
             on_step(step_event(run, state, whole, record, plain))
 
-    state, records, stopped = _drive(run, planned, settings, stop_reason, tell, plain)
+    start = run.first_state()
+    state, records, stopped = _drive(run, start, planned, settings, stop_reason, tell, plain)
     latents, clean, values = run.finish(state)
     plain_rewards, kept_plain = None, None
     if wants_plain:
@@ -82,7 +83,7 @@ def search(
         clean = torch.where(per_item(better, clean), plain.clean, clean)
         values = {n: torch.where(better, plain.values[n], value) for n, value in values.items()}
         kept_plain = better.tolist()
-    usual = width(run.first_state().x[0] if plain is None else plain.latents)
+    usual = width(start.x[0] if plain is None else plain.latents)
     return SearchResult(
         latents=latents,
         clean=clean,
@@ -106,6 +107,7 @@ def search(
 
 def _drive(
     run: Run,
+    state: State,
     planned: Plan,
     settings: SearchSettings,
     stop_reason: Callable[[], str | None],
@@ -113,7 +115,7 @@ def _drive(
     plain: PlainSample | None,
 ) -> tuple[State, list[StepRecord], str | None]:
     """The strategy's last state, the records of its steps, and why it was stopped, if it was."""
-    state, records = run.first_state(), []
+    records: list[StepRecord] = []
     reached = states(run, state, settings.parameters)
     for ahead in planned.ahead[:-1]:
         # stopping is of use only where the best so far is finished sooner than the search is
