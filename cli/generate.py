@@ -9,7 +9,7 @@ from ..headless.recipe import check
 from ..headless.run import from_image, run
 from ..rewards.files import given_path
 from .options import folders, positive
-from .pipelines import add_images, add_run, engine_of, machine_of, recipe_of, seed
+from .pipelines import add_images, add_run, elsewhere, engine_of, machine_of, recipe_of, seed
 from .published import add_settings, made_settings
 
 OF_A_MACHINE = ("device", "offload", "vae_slicing", "engine", "address", "num_gpus", "num_cpus")
@@ -62,7 +62,7 @@ def _generate(args) -> tuple[dict, str]:
         usual = Job("", "", args.seed, args.negative, args.size)
         jobs = jobs_of(args.prompt, usual, args.images, args.prompts)
         recipe = recipe_of(args, made_settings(args), baseline=args.baseline)
-    check(recipe, machine, places, jobs, elsewhere=args.num_gpus > 0)
+    check(recipe, machine, places, jobs, elsewhere=elsewhere(args))
     rows = run(recipe, machine, places, jobs, args.out, engine)
     answer = {"model": recipe.model.name, "settings": recipe.settings.to_json(), "images": rows}
     return answer, "\n".join(_told(row) for row in rows)

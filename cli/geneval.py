@@ -18,7 +18,7 @@ from ..headless.run import run
 from ..rewards.files import given_path
 from ..sampling import SearchSettings, make_settings
 from .options import folders, positive
-from .pipelines import add_images, add_run, engine_of, machine_of, recipe_of, seed
+from .pipelines import add_images, add_run, elsewhere, engine_of, machine_of, recipe_of, seed
 from .published import add_settings, made_settings
 
 USUAL_STEPS = 28
@@ -59,7 +59,7 @@ def _geneval(args) -> tuple[dict, str]:
         name: replace(recipe, settings=settings) for name, settings in _methods(recipe).items()
     }
     for one in recipes.values():
-        check(one, machine, places, jobs, elsewhere=args.num_gpus > 0)
+        check(one, machine, places, jobs, elsewhere=elsewhere(args))
     for name in recipes:
         check_folder(args.out / name, prompts, args.images)
     methods = {}

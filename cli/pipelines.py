@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ..headless import paper
-from ..headless.jobs import SEEDS, parse_size
+from ..headless.jobs import check_seed, parse_size
 from ..headless.models import DTYPES, OFFLOAD, QUANTIZE, TINY, Machine, Model, usual_dtype
 from ..headless.recipe import Recipe, others_of
 from ..headless.run import Engine, here
@@ -80,6 +80,11 @@ def add_run(command: argparse.ArgumentParser) -> None:
     add_json(run)
 
 
+def elsewhere(args) -> bool:
+    """Whether the images are made on other machines' GPUs, perhaps."""
+    return args.num_gpus > 0
+
+
 def engine_of(args) -> Engine:
     """Where the jobs are made.
 
@@ -107,8 +112,7 @@ def model_of(args) -> Model:
         raise ValueError(f"expected --model, got none; try --model {next(iter(TINY))}")
     dtype = args.dtype
     if dtype == "auto":
-        cards = args.num_gpus > 0  # of other machines, perhaps
-        dtype = "bf16" if cards else usual_dtype(found_device(args.device))
+        dtype = "bf16" if elsewhere(args) else usual_dtype(found_device(args.device))
     lora = tuple(str(Path(path).expanduser().absolute()) for path in args.lora)
     place = Path(args.model).expanduser()
     name = str(place.absolute()) if place.exists() and args.model not in TINY else args.model
@@ -147,15 +151,17 @@ def _call(args) -> dict:
 
 
 def seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < SEEDS:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, below 2^64, got {text}")
-    return value
+    return _of_option(check_seed, int(text))
 
 
 def _size(text: str) -> tuple[int, int]:
+    return _of_option(parse_size, text)
+
+
+def _of_option(function, given):
+    """Its answer; what it says is wrong is said with the option's name."""
     try:
-        return parse_size(text)
+        return function(given)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

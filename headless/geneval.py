@@ -92,7 +92,7 @@ def verdicts(folder: Path, images: int) -> dict[str, float] | None:
         return None
     by_tag: dict[str, list[bool]] = defaultdict(list)
     try:
-        for line in path.read_text("utf-8").splitlines():
+        for line in filter(str.strip, read_lines(path)):
             one = json.loads(line)
             by_tag[one["tag"]].append(bool(one["correct"]))
     except (ValueError, KeyError, TypeError) as error:

@@ -40,10 +40,7 @@ class Job:
             text = getattr(self, name)
             if not isinstance(text, str) and not (name == "negative" and text is None):
                 raise ValueError(f"expected {name} to be a text, got {text!r}")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise ValueError(f"expected seed to be a whole number from 0, got {self.seed!r}")
-        if self.seed >= SEEDS:
-            raise ValueError(f"expected seed to be below 2^64, got {self.seed}")
+        check_seed(self.seed)
         if self.size is not None:
             check_size(self.size)
 
@@ -94,6 +91,13 @@ def check_size(size) -> None:
             f"expected a size of width x height, both divisible by {STEP}, such as 1024x768, got "
             f"{got}"
         )
+
+
+def check_seed(seed) -> int:
+    """``seed``; raises ValueError for what torch takes as none."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
+        raise ValueError(f"expected seed to be a whole number from 0, below 2^64, got {seed!r}")
+    return seed
 
 
 def check_name(name) -> None:

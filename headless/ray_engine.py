@@ -99,8 +99,7 @@ class ImageWorker:
                 "expected a GPU that PyTorch can use on every machine with --num-gpus, got one "
                 f"where torch {torch.__version__} finds none; install its build for the GPU there"
             )
-        self.worker = Worker(self.recipe, self.machine, self.folders)
-        self.worker.reward.check(self.prompts)
+        self.worker = Worker(self.recipe, self.machine, self.folders, self.prompts)
         self.worker.pipe.set_progress_bar_config(disable=True)
 
     def make(self, job: Job, folder: Path) -> dict:

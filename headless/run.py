@@ -32,9 +32,19 @@ USUAL_SIDE = 1024
 
 
 class Worker:
-    """A pipeline and its rewards, loaded, that makes images."""
+    """A pipeline and its rewards, loaded, that makes images.
 
-    def __init__(self, recipe: Recipe, machine: Machine, folders: Sequence[Path] | None = None):
+    Args:
+        prompts: of all jobs, which the rewards have a look at before the first image.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        machine: Machine,
+        folders: Sequence[Path] | None = None,
+        prompts: Sequence[str] = (),
+    ):
         self.recipe = recipe
         self.device = found_device(machine.device)
         self.reward = load_mix(
@@ -46,6 +56,7 @@ class Worker:
             reference=read_image(Path(recipe.reference)) if recipe.reference else None,
             **recipe.options,
         )
+        self.reward.check(list(prompts))
         self.pipe = load_pipeline(recipe.model, machine)
         self.decoder = None
         if recipe.decoder:
@@ -151,8 +162,7 @@ def here(
     recipe: Recipe, machine: Machine, folders: Sequence[Path], jobs: Sequence[Job], folder: Path
 ) -> Iterator[dict]:
     """In this process, one after the other."""
-    worker = Worker(recipe, machine, folders)
-    worker.reward.check([job.prompt for job in jobs])
+    worker = Worker(recipe, machine, folders, [job.prompt for job in jobs])
     for number, job in enumerate(jobs, 1):
         worker.pipe.set_progress_bar_config(desc=f"image {number} of {len(jobs)}", leave=False)
         yield worker.make(job, folder)

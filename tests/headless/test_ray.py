@@ -119,7 +119,7 @@ def test_a_job_that_fails_is_tried_again_and_in_the_end_told():
     with pytest.raises(OSError, match="in another tongue"):
         made(
             None,
-            *[Exceptions.RayTaskError("in another tongue")] * 1,
+            Exceptions.RayTaskError("in another tongue"),
             TOLD,
             *[Exceptions.RayTaskError("in another tongue")] * 2,
         )

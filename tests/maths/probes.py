@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flow_ttrl.rewards import Reward, RewardMix
-from flow_ttrl.sampling import STRATEGIES, Run, SearchSettings, make_settings, updates
+from flow_ttrl.sampling import STRATEGIES, Run, SearchSettings, make_settings, search, updates
 from flow_ttrl.sampling.noise import KeyedNoise, item_keys
 
 search_module = importlib.import_module("flow_ttrl.sampling.search")  # its name is the function's
@@ -26,6 +26,11 @@ SELECTING = [name for name in STRATEGIES if name not in ("flow_ttrl", "reward_gr
 def only_search(strategy: str, **changes) -> SearchSettings:
     """Settings whose result is the search's own: no plain sample is made or kept."""
     return make_settings(strategy, **{"keep_better": False} | changes)
+
+
+def run(flow, strategy: str, x: Tensor, seed: int = 0, **changes):
+    """A search of ``x``, at budget 4 unless told another."""
+    return search(flow, x, only_search(strategy, **{"budget": 4.0} | changes), seed=seed)
 
 
 def keyed_noise(seed: int, noise: Tensor) -> KeyedNoise:

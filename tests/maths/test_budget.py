@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from probes import ADAPTING, EACH, Recorder, Telling, only_search
+from probes import ADAPTING, EACH, NAN, Recorder, Telling, only_search
 
 from flow_ttrl.sampling import (
     STRATEGIES,
@@ -19,7 +19,6 @@ from flow_ttrl.sampling import (
 from flow_ttrl.sampling.strategies.steered import Steered, allocate
 from flow_ttrl.world.gaussian import GaussianWorld
 
-NAN = float("nan")
 REWARDS = {
     "random": lambda n: math.sin(12.9898 * n) * 43758.5453 % 1,
     "tied": lambda n: n % 7 == 3,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from flow_ttrl.sampling.objectives import advantages, grpo_loss, prdp_loss
+from flow_ttrl.sampling.objectives import advantages, grpo_loss, prdp_loss, tied
 
 CLIP = 0.1
 LOGS = torch.tensor([0.05, -0.02, 0.7, -0.4])
@@ -67,3 +67,8 @@ def test_advantages_are_clipped_deviations():
     torch.testing.assert_close(advantages(rewards, math.inf), scaled)
     torch.testing.assert_close(advantages(rewards, 1.0), scaled.clamp(-1, 1))
     assert scaled.max() > 1
+
+
+def test_ties_are_what_rounding_leaves():
+    rewards = torch.tensor([[1.0, 5.0, 2.0], [2.0, 5.0, 2.0], [6.0, 5.0, 2.0 + 1e-7]])
+    assert tied(rewards).tolist() == [False, True, True]

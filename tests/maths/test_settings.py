@@ -5,7 +5,7 @@ import math
 from dataclasses import fields
 
 import pytest
-from probes import EACH, only_search
+from probes import EACH, NAN, only_search
 
 from flow_ttrl.sampling import (
     STRATEGIES,
@@ -19,7 +19,7 @@ from flow_ttrl.sampling.settings import COMMON
 from flow_ttrl.sampling.strategies.flow_ttrl import FlowTTRL
 from flow_ttrl.world.gaussian import GaussianWorld
 
-NAN, INF = math.nan, math.inf
+INF = math.inf
 
 BAD = [
     ("glass", {"budget": 0.5}),
