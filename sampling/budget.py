@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,3 +78,26 @@ def plan(settings: SearchSettings, sigmas: Sequence[float], forwards_per_call: i
     total = run.cost.calls
     ahead = tuple(total - calls for calls in spent)
     return Plan(run.cost, ahead, makes_plain=run.plain is not None)
+
+
+def idle_budget(
+    settings: SearchSettings, sigmas: Sequence[float], planned: Plan, plain: int
+) -> Iterator[str]:
+    """What is to be said of a budget above 1 that pays for no search of its strategy's kind.
+
+    Args:
+        plain: calls of a plain sample.
+    """
+
+    def calls(budget: float) -> int:
+        return plan(replace(settings, budget=budget), sigmas).cost.calls
+
+    if settings.budget <= 1 or planned.cost.calls > plain:
+        return
+    enough = (tenths / 10 for tenths in range(11, 101))
+    least = next((budget for budget in enough if calls(budget) > plain), None)
+    told = "none up to 10 is" if least is None else f"from {least:g} on it is"
+    yield (
+        f"budget {settings.budget:g} pays for no search by {settings.strategy} over "
+        f"{len(sigmas) - 1} steps, and the result is the plain sample: {told} enough"
+    )

@@ -27,25 +27,23 @@ class KeyedNoise:
 
     def normal(self, step: int | str, candidates: Sequence[int], like: Tensor) -> Tensor:
         """float32 standard normal draws [candidates, *like.shape] for a batch ``like`` [B, ...]."""
-        draws = [
-            torch.stack(
-                [
-                    torch.randn(like.shape[1:], generator=self._generator(key, step, candidate))
-                    for key in self.keys
-                ]
-            )
-            for candidate in candidates
-        ]
-        return torch.stack(draws).to(like.device)
+        draws = torch.empty(len(candidates), *like.shape, dtype=torch.float32, device="cpu")
+        for row, candidate in zip(draws, candidates, strict=True):
+            for item, key in zip(row, self.keys, strict=True):
+                item.normal_(generator=self._generator(key, step, candidate))
+        return draws.to(like.device)
 
     def uniform(self, step: int | str) -> Tensor:
         """One number in 0..1 for every item [B], on the CPU."""
-        return torch.cat([torch.rand(1, generator=self._generator(k, step, -1)) for k in self.keys])
+        draws = torch.empty(len(self.keys), dtype=torch.float32, device="cpu")
+        for draw, key in zip(draws, self.keys, strict=True):
+            draw.uniform_(generator=self._generator(key, step, -1))
+        return draws
 
     def _generator(self, key: str, step: int | str, candidate: int) -> torch.Generator:
         name = f"{self.seed} {key} {step} {candidate}".encode()
         digest = hashlib.blake2b(name, digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def item_keys(noise: Tensor) -> tuple[str, ...]:

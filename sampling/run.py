@@ -195,7 +195,7 @@ class Run:
             pick = self.totals(state.values).argmax(0, keepdim=True)
         clean = state.x if state.denoised is None or not self.tail else state.denoised
         values = {n: take(v, pick) for n, v in state.values.items()}
-        return take(state.x, pick)[0], take(clean, pick)[0], values
+        return take(state.x, pick)[0].clone(), take(clean, pick)[0].clone(), values
 
     def preview(self, state: State) -> Tensor:
         """Clean latents [B, ...] to show: an ordinary step's own, else the best look-ahead's."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .budget import Plan, plan
+from .budget import Plan, idle_budget, plan
 from .flow import Flow
 from .plain import plain_sample
 from .report import OnStep, PlainSample, SearchResult, StepRecord, step_event, step_record, trouble
@@ -100,7 +100,10 @@ def search(
         plain=plain,
         plain_rewards=plain_rewards,
         kept_plain=kept_plain,
-        warnings=tuple(trouble(latents, usual)),
+        warnings=(
+            *idle_budget(settings, flow.sigmas.tolist(), planned, run.plain_calls),
+            *trouble(latents, usual),
+        ),
         seconds=time.monotonic() - began,
     )
 
@@ -123,6 +126,8 @@ def _drive(
             if run.best is None and plain is not None:  # nothing else is known yet
                 x, clean = plain.latents[None], plain.clean[None]
                 return State(x, run.steps, values=plain.values, denoised=clean), records, stopped
+            if run.best is None:  # of several on their way the plain one
+                state = state.of(slice(1))
             for finishing in run.finish_early(state):
                 state = finishing
                 tell(state, None)

@@ -8,6 +8,8 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import ClassVar
 
 DEFAULT_BUDGET = 6.0
+FAR = 1e9
+"""Of a limit: beyond it, and at infinity, which JSON does not know, it would be none."""
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -107,13 +109,13 @@ class SearchSettings:
     micro_batch: int = 0
 
     def __post_init__(self):
-        if self.budget != 0:
+        if self.budget != 0 or isinstance(self.budget, bool):
             within("budget", self.budget, 1, 1000, "times a plain sample; 1 is a plain sample")
         flag("keep_better", self.keep_better)
-        within("max_seconds", self.max_seconds, 0, math.inf)
+        within("max_seconds", self.max_seconds, 0, FAR, "0 for no limit")
         whole("micro_batch", self.micro_batch, 0, 4096)
         if self.target_reward is not None:
-            within("target_reward", self.target_reward, -math.inf, math.inf)
+            within("target_reward", self.target_reward, -FAR, FAR, "none for no target")
 
     @property
     def strategy(self) -> str:

@@ -78,6 +78,8 @@ class Best:
 
 def take(x: Tensor, pick: Tensor) -> Tensor:
     """The candidates ``pick`` [K, B] of a population ``x`` [P, B, ...]: [K, B, ...]."""
+    if len(x) == len(pick) == 1:
+        return x
     return x[pick, torch.arange(x.shape[1], device=x.device)]
 
 

@@ -27,12 +27,17 @@ class LinearStep:
         return self.on_x * x + self.on_v * v
 
 
+MOST_EXTRAPOLATED = 10
+"""A step is extrapolated over at most this many times the step before it: over more, what rounding
+has left between two levels that are nearly the same would be most of it."""
+
+
 class Multistep:
     """DPM-Solver++(2M) (arXiv 2211.01095) on a flow's path: second order at a call a step.
 
     The data estimate is extrapolated in the log of the signal-to-noise ratio from the step before;
     where that has no bounds, in the step from pure noise, the one after it and the one to the clean
-    end, a step is of first order, which is Euler's.
+    end, or the step before was next to none, a step is of first order, which is Euler's.
     """
 
     def __init__(self):
@@ -41,11 +46,14 @@ class Multistep:
     def step(self, x: Tensor, v: Tensor, s: float, s_next: float) -> Tensor:
         """``x`` [N, ...] at level ``s`` with velocity ``v`` taken to ``s_next``."""
         data = x - s * v
+        if s_next == 0:
+            return data
         estimate = data
-        if self._before and self._before[0] < 1 and s_next > 0:
+        if self._before and self._before[0] < 1:
             above, known = self._before
-            ratio = _log_snr(s_next, s) / _log_snr(s, above)
-            estimate = data + 0.5 * ratio * (data - known)
+            rise, next_rise = _log_snr(s, above), _log_snr(s_next, s)
+            if next_rise < MOST_EXTRAPOLATED * rise:
+                estimate = data + 0.5 * next_rise / rise * (data - known)
         self._before = s, data
         kept = s_next / s
         return kept * x + (1 - s_next - kept * (1 - s)) * estimate

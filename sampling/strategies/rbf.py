@@ -71,10 +71,11 @@ def _step(
         values = run.look_ahead(tried, index + 1, 1, tried_v, active).values
         if best is None:
             x, v, best = tried, tried_v, values
-        better = active & _beats(run, values, best)
-        x = torch.where(per_item(better, x[0]), tried, x)
-        v = torch.where(per_item(better, x[0]), tried_v, v)
-        best = _chosen(better, values, best)
+        else:
+            better = active & _beats(run, values, best)
+            x = torch.where(per_item(better, x[0]), tried, x)
+            v = torch.where(per_item(better, x[0]), tried_v, v)
+            best = _chosen(better, values, best)
         used = used + active
         short = ~_beats(run, best, bar) if bar else run.totals(best)[0].isneginf()
         active = active & short & (used < allowed)

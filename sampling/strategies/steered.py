@@ -61,12 +61,15 @@ def allocate(settings: Steered, steps: int, tail: int, calls: int) -> list[Round
     rule, the shares falling by ``decay`` a round), so that more calls never search less.
     """
     grid = [0, *spaced(0, steps + tail, settings.draft_steps)]
-    levels = sum(level < steps for level in grid)
+    rounds = min(settings.rounds, sum(level < steps for level in grid))
     plan: list[Round] = []
-    for count in range(1, min(settings.rounds, levels) + 1):
-        least = _least(grid, count)
+    for count in range(1, rounds + 1):
+        least = _least(grid, count, 2)
         if _price(least) <= calls:  # more of them may cost less: the last one begins lower
             plan = least
+    if not plan and rounds > 1 and calls > steps + tail:
+        least = _least(grid, rounds, 1)  # the best draft's own image, with none beside it
+        plan = least if _price(least) <= calls else []
     while plan:
         shares = [settings.decay**n / (r.candidates + 1) for n, r in enumerate(plan)]
         next_one = shares.index(max(shares))
@@ -77,15 +80,13 @@ def allocate(settings: Steered, steps: int, tail: int, calls: int) -> list[Round
     return plan
 
 
-def _least(grid: list[int], count: int) -> list[Round]:
-    """The cheapest search of ``count`` rounds."""
+def _least(grid: list[int], count: int, last: int) -> list[Round]:
+    """The cheapest search of ``count`` rounds, ``last`` of them candidates of the last one."""
     drafts = [len(grid) - 1 - number for number in range(count)]
     drafts[-1] = grid[-1] - grid[count - 1]
-    ends = (0, count - 1)  # there is nothing to choose from one start, or from one image at the end
-    return [
-        Round(grid[number], 2 if number in ends else 1, draft)
-        for number, draft in enumerate(drafts)
-    ]
+    candidates = [1] * (count - 1) + [last]
+    candidates[0] = 2  # there is nothing to choose from one start
+    return [Round(*one) for one in zip(grid, candidates, drafts, strict=False)]
 
 
 def _price(rounds: list[Round]) -> int:
@@ -155,6 +156,8 @@ def _last(
 ) -> tuple[Tensor, Tensor]:
     """Candidates of the last round and their velocities: the best draft's own path comes first."""
     x, v = (take(part, top(run, pool.values, 1)) for part in pool.path[this.level])
+    if this.candidates == 1:
+        return x, v
     others = _around(run, pool, number, this, 1, correlation)[1:]
     velocities = run.velocity(others, run.sigmas[this.level])
     return torch.cat([x, others]), torch.cat([v, velocities])

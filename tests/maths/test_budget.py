@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import pytest
 import torch
@@ -251,4 +252,35 @@ def test_steered_searches_by_as_many_rounds_as_are_paid_for(steps):
         assert sum(r.candidates * r.calls for r in rounds) - (len(rounds) > 1) <= calls
     assert before == 4
     if steps >= 20:
-        assert len(allocate(settings, steps, 0, round(1.65 * steps))) == 4
+        assert len(allocate(settings, steps, 0, round(1.25 * steps))) == 4
+
+
+@pytest.mark.parametrize("steps", [20, 28, 40])
+@pytest.mark.parametrize("budget", [1.2, 1.35, 1.5])
+def test_the_least_budgets_buy_a_search(steps, budget):
+    """By ours: rounds of drafts, and the best one's own path to its end."""
+    world = GaussianWorld(16, steps=steps)
+    settings = only_search("steered", budget=budget)
+    result = search(world, world.noise(8), settings)
+    assert len(result.records) == 3
+    assert result.cost.calls <= 8 * budget * steps
+    assert not result.warnings
+    plain = world.judged(sample(world, world.noise(8)))
+    assert result.rewards.mean() > plain.mean()
+
+
+def test_a_budget_that_pays_for_no_search_is_told_of():
+    """With the least one that does; where no more than a plain sample was asked for, nothing is."""
+    world = GaussianWorld(8, steps=20)
+    for strategy in STRATEGIES:
+        for budget in (1.0, 1.05, 1.5, 1.9, 3.0):
+            settings = only_search(strategy, budget=budget)
+            result = search(world, world.noise(), settings)
+            idle = budget > 1 and result.cost.calls == 20
+            assert len(result.warnings) == idle, (strategy, budget)
+            if not idle:
+                continue
+            (least,) = re.findall(r"from ([\d.]+) on", *result.warnings)
+            for enough, tenths in ((False, -0.1), (True, 0.0)):
+                tried = only_search(strategy, budget=float(least) + tenths)
+                assert (plan(tried, world.sigmas.tolist()).cost.calls > 20) == enough
