@@ -44,7 +44,7 @@ def correlations(arch: str, prompt: str, seed: int) -> Tensor:
         stops = [start + round(k * (STEPS - start) / length) for k in range(length + 1)]
         images.append(euler(flow, latents[start], stops))
     grades = torch.stack([flow.score(flow.decode(x, item), item)["verifier"] for x in images])
-    return torch.corrcoef(grades)[0, 1:].nan_to_num()
+    return torch.corrcoef(grades)[0, 1:]
 
 
 @torch.inference_mode()
@@ -55,7 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     prompts = held_out("dev", args.prompts)
     found = [correlations(args.arch, prompt, seed) for seed, prompt in enumerate(prompts)]
-    mean = torch.stack(found).mean(0)
+    mean = torch.stack(found).nanmean(0)
     sys.stdout.write(f"{args.arch}, {len(prompts)} prompts, {STARTS} starts each\n")
     sys.stdout.write("after step  Euler steps  correlation\n")
     for (start, length), value in zip(LOOKS, mean.tolist(), strict=True):

@@ -82,17 +82,16 @@ def table_cells(n: int, half: str, seed: int) -> list[Cell]:
     """The committed table: all strategies at 6, the finalists at every budget, few-step slices."""
     main = (("sd3", "verifier"), ("flux", "scorer"))
     rest = (("flux", "verifier"), ("sd3", "scorer"))
+    simple = ("drafts", "best_of_n")
     wanted = [(pair, "best_of_n", 1.0, 20) for pair in main]
     wanted += [(pair, s, 6.0, 20) for s in STRATEGIES for pair in main]
     wanted += [(pair, "best_of_n", 1.0, 20) for pair in rest]
     wanted += [(pair, s, 6.0, 20) for s in FINALISTS for pair in rest]
+    wanted += [(pair, "best_of_n", 1.0, t) for t in (4, 8) for pair in main]
+    wanted += [(pair, s, 6.0, t) for t in (4, 8) for s in (*FINALISTS, *simple) for pair in main]
     wanted += [
-        (pair, s, 6.0, t)
-        for t in (4, 8)
-        for s in (*FINALISTS, "drafts", "best_of_n")
-        for pair in main
+        (pair, s, b, 20) for b in (3.0, 2.0, 4.0) for s in (*FINALISTS, *simple) for pair in main
     ]
-    wanted += [(pair, s, b, 20) for b in (3.0, 2.0, 4.0) for s in FINALISTS for pair in main]
     wanted += [(pair, "best_of_n", 8.0, 20) for pair in main]
     wanted += [(pair, s, 8.0, 20) for s in FINALISTS for pair in main]
     wanted += [(pair, s, 12.0, 20) for s in ("steered", "best_of_n") for pair in main]
