@@ -14,7 +14,7 @@ from ..headless.geneval import (
     write_metadata,
 )
 from ..headless.recipe import Recipe, check
-from ..headless.run import run
+from ..headless.run import prepare, run
 from ..rewards.files import given_path
 from ..sampling import SearchSettings, make_settings
 from .options import folders, positive
@@ -62,6 +62,7 @@ def _geneval(args) -> tuple[dict, str]:
         check(one, machine, places, jobs, elsewhere=elsewhere(args))
     for name in recipes:
         check_folder(args.out / name, prompts, args.images)
+    prepare({args.out / name: one for name, one in recipes.items()}, jobs)
     methods = {}
     for name, one in recipes.items():
         folder = args.out / name
@@ -82,8 +83,9 @@ def _geneval(args) -> tuple[dict, str]:
 def _methods(recipe: Recipe) -> dict[str, SearchSettings]:
     """Plain, best of as many as the search costs, and the search; none keeps a plain sample."""
     ours, steps = recipe.settings, recipe.call.get("num_inference_steps", USUAL_STEPS)
-    plain = make_settings("best_of_n", budget=1.0, keep_better=False)
-    best = make_settings("best_of_n", budget=ours.calls(steps) / steps, keep_better=False)
+    shared = {"keep_better": False, "micro_batch": ours.micro_batch}
+    plain = make_settings("best_of_n", budget=1.0, **shared)
+    best = make_settings("best_of_n", budget=ours.calls(steps) / steps, **shared)
     searched = {ours.strategy: replace(ours, keep_better=False)}
     return {"plain": plain, "best_of_n": best} | searched
 

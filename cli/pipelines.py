@@ -114,9 +114,14 @@ def model_of(args) -> Model:
     if dtype == "auto":
         dtype = "bf16" if elsewhere(args) else usual_dtype(found_device(args.device))
     lora = tuple(str(Path(path).expanduser().absolute()) for path in args.lora)
-    place = Path(args.model).expanduser()
-    name = str(place.absolute()) if place.exists() and args.model not in TINY else args.model
+    name = args.model if args.model in TINY else _absolute(args.model)
     return Model(name, dtype, args.quantize, lora, args.vae_tiling)
+
+
+def _absolute(name: str) -> str:
+    """A folder's whole path; a hub id as it is."""
+    place = Path(name).expanduser()
+    return str(place.absolute()) if name and place.exists() else name
 
 
 def recipe_of(args, settings: SearchSettings, *, baseline: bool) -> Recipe:
@@ -132,7 +137,7 @@ def recipe_of(args, settings: SearchSettings, *, baseline: bool) -> Recipe:
         args.mode,
         _call(args),
         baseline,
-        args.tiny_decoder,
+        _absolute(args.tiny_decoder),
         str(args.reference.absolute()) if args.reference else "",
         {"text": args.text, "preprocess": args.preprocess} | question_options(args),
     )

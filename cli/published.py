@@ -58,6 +58,10 @@ def _strategy(args) -> SearchSettings:
             f"expected strategy {FlowTTRL.strategy}, whose parameters {named} are, got "
             f"{args.strategy}; leave one out"
         )
+    if args.settings and args.paper:
+        raise ValueError(
+            f"expected --paper or --settings, got both, {args.settings}; leave one out"
+        )
     if args.settings:
         settings = search_settings(args)
         if settings.strategy != FlowTTRL.strategy:

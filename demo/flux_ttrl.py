@@ -8,6 +8,8 @@ python demo/flux_ttrl.py --model tiny-flux --reward verifier --prompt "a red cir
 import argparse
 from pathlib import Path
 
+from PIL import Image
+
 from flow_ttrl.headless import (
     Model,
     load_mix,
@@ -28,6 +30,9 @@ parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--paper", action="store_true")
 parser.add_argument("--out", type=Path, default=Path("flux_ttrl.png"))
 args = parser.parse_args()
+args.out.parent.mkdir(parents=True, exist_ok=True)  # now, not when the image is there
+if args.out.suffix.lower() not in Image.registered_extensions():
+    parser.error(f"expected --out with an ending such as .png, got {args.out}")
 
 reward = load_mix(args.reward, others=WORLD_REWARDS)
 pipe = load_pipeline(Model(args.model))

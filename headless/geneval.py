@@ -64,7 +64,9 @@ def check_folder(folder: Path, prompts: Sequence[dict], images: int) -> None:
     """
     for sample in folder.glob("[0-9]*/samples/*.png"):
         number, image = sample.parents[1].name, sample.stem
-        if not (number.isdigit() and int(number) < len(prompts)) or not int(image) < images:
+        if not (number.isdigit() and image.isdigit()):
+            continue  # none of the evaluator's names
+        if int(number) >= len(prompts) or int(image) >= images:
             raise ValueError(
                 f"expected {folder} to hold no image but of these {len(prompts)} prompts, "
                 f"{images} of each, got {sample}; name another --out, or move it away"

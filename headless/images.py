@@ -56,7 +56,7 @@ def read_made(path: Path) -> dict:
             opened.verify()
     except FileNotFoundError:
         raise FileNotFoundError(f"expected an image at {path}, got no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"expected a whole image at {path}, got {error}") from None
     if text is None:
         raise ValueError(f"expected an image made by flow-ttrl generate, got {path}, which says no")

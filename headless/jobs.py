@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -102,15 +103,24 @@ def check_seed(seed) -> int:
 
 def check_name(name) -> None:
     """Raise ValueError for what is no name of a file, without its ending, in a folder."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w .+-]*", name):
+    # marks, which \w does not know, are parts of letters: of composed ones, and in Indic scripts
+    letters = name if not isinstance(name, str) else "".join(c for c in name if not _is_mark(c))
+    if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w .+-]*", letters):
         raise ValueError(f"expected a name of letters, digits, spaces and ._+-, got {name!r}")
+    if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE):
+        raise ValueError(f"expected a name that Windows has for files, too, got {name!r}")
     if len(name.encode()) > _NAME_BYTES:
         raise ValueError(f"expected a name of at most {_NAME_BYTES} bytes, got {name!r}")
 
 
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character).startswith("M")
+
+
 def check_apart(names: Iterable[str]) -> None:
     """Raise ValueError where two files, by their names without ending, would be the same."""
-    count = Counter(name.casefold() for name in names)  # as some disks tell them apart
+    # as some disks tell them apart
+    count = Counter(unicodedata.normalize("NFC", name).casefold() for name in names)
     twice = next((name for name, times in count.items() if times > 1), None)
     if twice is not None:
         raise ValueError(
@@ -193,6 +203,6 @@ def _of_line(line: str, usual: Job) -> Job:
         raise ValueError(f"expected {', '.join(KEYS)}, the prompt at least; got {got}")
     if "name" in given:
         check_name(given["name"])
-    size = parse_size(given["size"]) if given.get("size") else usual.size
+    size = usual.size if given.get("size") is None else parse_size(given["size"])
     asked = {name: given[name] for name in ("prompt", "negative", "seed") if name in given}
     return replace(usual, name=given.get("name", ""), size=size, **asked)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderTiny, DiffusionPipeline
+from diffusers.quantizers import PipelineQuantizationConfig
 
 from ..rewards.networks import found_device
 
@@ -20,7 +23,15 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 QUANTIZE = ("none", "bnb8", "bnb4", "fp8")
 OFFLOAD = ("none", "model", "sequential")
 
-WEIGHTS = (".safetensors", ".bin")
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+"""Names of a part's weights; where they are in several files an index beside them says which."""
+WITHOUT_WEIGHTS = ("Tokenizer", "Scheduler", "Processor", "Extractor")
+"""Words of the classes of parts that have none."""
 KNOWN = {
     "black-forest-labs/FLUX.1-dev": (34, "FLUX.1 [dev] Non-Commercial License"),
     "black-forest-labs/FLUX.1-schnell": (34, "Apache-2.0"),
@@ -83,18 +94,15 @@ def family_of(name: str) -> str:
     if name in TINY:
         return TINY[name]
     index = _index(name)
-    try:
-        parts = dict(json.loads(index.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"expected a JSON object in {index}, got {error}") from None
+    parts = _config(index)
     kind = parts.pop("_class_name", None)
     if kind not in FAMILIES:
         raise ValueError(
             f"expected a model whose pipeline is {' or '.join(FAMILIES)}, got {kind} ({index}); "
             "name another"
         )
-    named = [name for name, of in parts.items() if isinstance(of, list) and any(of)]
-    absent = [name for name in named if not _is_whole(index.parent / name)]
+    named = {part: of[-1] for part, of in parts.items() if isinstance(of, list) and any(of)}
+    absent = [part for part, of in named.items() if not _is_whole(index.parent / part, str(of))]
     if absent:
         raise FileNotFoundError(
             f"expected {', '.join(absent)} in {index.parent}, got none or a part of it; "
@@ -109,14 +117,43 @@ def check_model(model: Model) -> str:
     if model.lora:
         _needs("peft", "lora")
     for path in model.lora:
-        if not Path(path).exists():
-            raise FileNotFoundError(f"expected LoRA weights at {path}, got none; mend the path")
+        _check_lora(Path(path))
+    for name, known in (("dtype", ("auto", *DTYPES)), ("quantize", QUANTIZE)):
+        if getattr(model, name) not in known:
+            given = getattr(model, name)
+            raise ValueError(f"expected {name} {', '.join(known)}, got {given!r}; take one of them")
     if model.quantize.startswith("bnb") and model.name in TINY:
         raise ValueError(
             f"expected a model that is loaded from files, got {model.name} and quantize "
             f"{model.quantize}; take fp8 or none"
         )
     return family
+
+
+def longest_side(name: str) -> int | None:
+    """Pixels of an image's side that a model has positions for; None where it counts without end.
+
+    Raises:
+        OSError, ValueError: its configuration cannot be read.
+    """
+    if name in TINY:
+        from ..world.diffusers import world_pipeline
+
+        pipe = world_pipeline(TINY[name])
+        network, scale = dict(pipe.transformer.config), pipe.vae_scale_factor
+    else:
+        parts = ("transformer", "vae")
+        network, vae = (_config(_index(name).parent / part / "config.json") for part in parts)
+        scale = 2 ** (len(vae.get("block_out_channels", (1, 1, 1, 1))) - 1)
+    positions = network.get("pos_embed_max_size")
+    return positions and positions * network.get("patch_size", 1) * scale
+
+
+def _config(file: Path) -> dict:
+    try:
+        return dict(json.loads(file.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"expected a JSON object in {file}, got {error}") from None
 
 
 def check_machine(model: Model, machine: Machine) -> None:
@@ -150,8 +187,7 @@ def load_pipeline(model: Model, machine: Machine = Machine()):
     dtype = DTYPES[usual_dtype(device) if model.dtype == "auto" else model.dtype]
     with _current(device):
         pipe = _tiny(model.name, dtype) if model.name in TINY else _stored(model, dtype)
-    for path in model.lora:
-        pipe.load_lora_weights(path)
+    _adapt(pipe, model.lora)
     if model.quantize == "fp8":
         pipe.transformer.enable_layerwise_casting(
             storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype
@@ -170,8 +206,8 @@ def load_pipeline(model: Model, machine: Machine = Machine()):
 
 
 def check_decoder(name: str) -> None:
-    """Raise FileNotFoundError for a decoder that is not here."""
-    if not Path(name).expanduser().is_dir() and not _cached(name, "config.json"):
+    """Raise FileNotFoundError for a decoder that is not here, or not whole."""
+    if not _is_whole(_decoder_folder(name), AutoencoderTiny.__name__):
         raise FileNotFoundError(
             f"expected a tiny decoder in {name} or the local cache, got none; run: hf download "
             f"{name}"
@@ -180,11 +216,41 @@ def check_decoder(name: str) -> None:
 
 def load_decoder(name: str, dtype: torch.dtype, device: torch.device):
     """A tiny decoder (``AutoencoderTiny``: taesd3, taef1) from a folder or the local cache."""
-    from diffusers import AutoencoderTiny
-
     check_decoder(name)
-    decoder = AutoencoderTiny.from_pretrained(name, local_files_only=True, torch_dtype=dtype)
+    decoder = AutoencoderTiny.from_pretrained(_decoder_folder(name), torch_dtype=dtype)
     return decoder.to(device).eval().requires_grad_(False)
+
+
+def _decoder_folder(name: str) -> Path:
+    config = _cached(name, "config.json")
+    return config.parent if config else Path(name).expanduser()
+
+
+def _adapt(pipe, paths: Sequence[str]) -> None:
+    """Have every LoRA of ``paths`` take part, each at its whole weight."""
+    names = [f"lora_{number}" for number in range(len(paths))]
+    for name, path in zip(names, paths, strict=True):
+        pipe.load_lora_weights(path, adapter_name=name)
+        if not any(name in adapters for adapters in pipe.get_list_adapters().values()):
+            raise ValueError(
+                f"expected LoRA weights of {type(pipe).__name__}, got {path}, of which nothing "
+                "fits it; leave it out"
+            )
+    if names:  # each that is loaded has put the others aside
+        pipe.set_adapters(names)
+
+
+def _check_lora(path: Path) -> None:
+    """Raise FileNotFoundError or ValueError unless one file of weights is there."""
+    if path.is_file():
+        return
+    found = [
+        file.name for file in sorted(path.glob("*")) if file.suffix in (".safetensors", ".bin")
+    ]
+    if not found:
+        raise FileNotFoundError(f"expected LoRA weights at {path}, got none; mend the path")
+    if len(found) > 1:
+        raise ValueError(f"expected one file of LoRA weights, got {', '.join(found)}; name one")
 
 
 def _tiny(name: str, dtype: torch.dtype):
@@ -197,13 +263,11 @@ def _tiny(name: str, dtype: torch.dtype):
 
 
 def _stored(model: Model, dtype: torch.dtype):
-    from diffusers import DiffusionPipeline
-
     options = {}
     if model.quantize.startswith("bnb"):
         options["quantization_config"] = _bitsandbytes(model, dtype)
     return DiffusionPipeline.from_pretrained(
-        str(Path(model.name).expanduser()) if Path(model.name).exists() else model.name,
+        str(_index(model.name).parent),
         torch_dtype=dtype,
         local_files_only=True,
         **options,
@@ -223,8 +287,6 @@ def _tile(vae) -> None:
 
 
 def _bitsandbytes(model: Model, dtype: torch.dtype):
-    from diffusers.quantizers import PipelineQuantizationConfig
-
     t5 = {"sd3": "text_encoder_3", "flux": "text_encoder_2"}[family_of(model.name)]
     bits = model.quantize.removeprefix("bnb")
     options = {"load_in_8bit": True}
@@ -268,11 +330,22 @@ def _download(name: str) -> str:
     )
 
 
-def _is_whole(part: Path) -> bool:
-    """Whether a part of a model is there, its weights, too, where it has some."""
-    if not (part / "config.json").exists():  # a tokenizer or a scheduler
-        return part.is_dir() and any(part.iterdir())
-    return any(file.suffix in WEIGHTS for file in part.iterdir())
+def _is_whole(part: Path, kind: str) -> bool:
+    """Whether a part of a model, of a class called ``kind``, is there with all of its weights."""
+    files = {file.name for file in part.iterdir() if file.exists()} if part.is_dir() else set()
+    if any(word in kind for word in WITHOUT_WEIGHTS):
+        return bool(files)
+    shards = [_shards(part / f"{name}.index.json") for name in WEIGHTS]
+    whole = files.intersection(WEIGHTS) or any(names and names <= files for names in shards)
+    return "config.json" in files and bool(whole)
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index names; none where it cannot be read."""
+    try:
+        return set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def _cached(name: str, file: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,16 @@ from ..rewards.loading import check_mix
 from ..sampling import SearchSettings, settings_from_json
 from ..sampling.hosts.diffusers_call import arguments_of
 from .jobs import Job, check_apart, image_path, plain_path
-from .models import FAMILIES, TINY, Machine, Model, check_decoder, check_machine, check_model
+from .models import (
+    FAMILIES,
+    TINY,
+    Machine,
+    Model,
+    check_decoder,
+    check_machine,
+    check_model,
+    longest_side,
+)
 
 PIPELINES = {family: getattr(diffusers, name) for name, family in FAMILIES.items()}
 OWN_ARGUMENTS = (
@@ -29,6 +39,8 @@ OWN_ARGUMENTS = (
     "return_dict",
 )
 """Of a pipeline's call: what a job says, and how one image comes out of it."""
+LISTS = ("sigmas", "skip_guidance_layers")
+"""Of its other arguments those that are lists of numbers."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,9 @@ class Recipe:
     @classmethod
     def from_json(cls, given: dict) -> Recipe:
         model = Model(**given["model"] | {"lora": tuple(given["model"]["lora"])})
-        return cls(**given | {"model": model, "settings": settings_from_json(given["settings"])})
+        kept = {name: dict(given[name]) for name in ("rewards", "call", "options")}
+        settings = settings_from_json(given["settings"])
+        return cls(**given | kept | {"model": model, "settings": settings})
 
 
 def others_of(model: Model) -> dict:
@@ -90,6 +104,7 @@ def check(
         check_machine(recipe.model, machine)
     _check_call(recipe, family)
     _check_jobs(recipe, family, jobs)
+    _check_sizes(recipe, jobs)
     if recipe.decoder:
         check_decoder(recipe.decoder)
     others = others_of(recipe.model)
@@ -113,14 +128,43 @@ def _check_call(recipe: Recipe, family: str) -> None:
             "options for them, or leave them out"
         )
     for name, value in recipe.call.items():
-        kind = type(usual[name])
-        if kind not in (int, float):
-            continue
-        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        if not number or (kind is int and value < 1):
+        wanted = _wanted(name, usual[name], value)
+        if wanted:
             raise ValueError(
-                f"expected {name} of the pipeline's call to be a {'whole ' * (kind is int)}number"
-                f"{' from 1' * (kind is int)}, such as {usual[name]}, got {value!r}"
+                f"expected {name} of the pipeline's call to be {wanted}, got {value!r}"
+            )
+
+
+def _wanted(name: str, usual, value) -> str:
+    """What an argument of the pipeline's call has to be, in words, where ``value`` is not that."""
+    if value is None and usual is None:
+        return ""
+    if name in LISTS:
+        right = isinstance(value, list) and value and all(_is_number(one) for one in value)
+        return "" if right else "a list of numbers"
+    if name.endswith("_kwargs"):
+        return "" if isinstance(value, dict) else "a JSON object"
+    if isinstance(usual, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(usual, int) or name == "clip_skip":
+        right = _is_number(value) and isinstance(value, int) and value >= 1
+        return "" if right else f"a whole number from 1, such as {usual or 1}"
+    if isinstance(usual, float) or name == "mu":
+        return "" if _is_number(value) else f"a number, such as {usual or 1.0}"
+    return ""
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_sizes(recipe: Recipe, jobs: Sequence[Job]) -> None:
+    most = longest_side(recipe.model.name)
+    for job in jobs:
+        if most and job.size and max(job.size) > most:
+            raise ValueError(
+                f"expected sides of at most {most} pixels, which is as far as {recipe.model.name} "
+                f"counts, got {job.size[0]}x{job.size[1]} for {job.name}; name a smaller size"
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import diffusers
@@ -16,6 +16,7 @@ from ..rewards import default_folders
 from ..rewards.image_files import read_image
 from ..rewards.loading import load_mix, load_reward
 from ..rewards.networks import found_device, on_device
+from ..sampling import STRATEGIES
 from ..sampling.hosts.diffusers import search_images
 from ..sampling.report import jsonable
 from ..version import VERSION
@@ -57,6 +58,8 @@ class Worker:
             **recipe.options,
         )
         self.reward.check(list(prompts))
+        if STRATEGIES[recipe.settings.strategy].needs_image_gradients:
+            self.reward.check_differentiable()
         self.pipe = load_pipeline(recipe.model, machine)
         self.decoder = None
         if recipe.decoder:
@@ -137,7 +140,7 @@ def finished(folder: Path, job: Job, recipe: Recipe) -> dict | None:
     wanted = jsonable({"recipe": recipe.to_json(), "job": job.to_json()})
     there = {one: read_made(one) for one in paths if one.exists()}
     for one, made in there.items():
-        found = {name: made.get(name) for name in wanted}
+        found = {name: jsonable(made.get(name)) for name in wanted}
         if found != wanted or made.get("plain", False) != (one != path):
             raise ValueError(
                 f"expected {one} to be missing or of this very run, got one of other settings or "
@@ -165,7 +168,27 @@ def here(
     worker = Worker(recipe, machine, folders, [job.prompt for job in jobs])
     for number, job in enumerate(jobs, 1):
         worker.pipe.set_progress_bar_config(desc=f"image {number} of {len(jobs)}", leave=False)
-        yield worker.make(job, folder)
+        # it may have come from another process meanwhile
+        yield finished(folder, job, recipe) or worker.make(job, folder)
+
+
+def prepare(
+    recipes: Mapping[Path, Recipe], jobs: Sequence[Job]
+) -> dict[Path, tuple[list[Job], list[dict]]]:
+    """By folder :func:`without_finished`, once there is room for all images together.
+
+    Raises:
+        OSError, ValueError: a folder that cannot hold the images, or holds others.
+    """
+    known = {folder: without_finished(jobs, folder, recipe) for folder, recipe in recipes.items()}
+    images = sum(len(todo) * (1 + recipes[folder].baseline) for folder, (todo, _) in known.items())
+    tiny = any(recipe.model.name in TINY for recipe in recipes.values())
+    side = IMAGE_SIZE if tiny else USUAL_SIDE
+    pixels = max(wide * high for wide, high in (job.size or (side, side) for job in jobs))
+    for folder, (todo, _) in known.items():
+        if todo:
+            prepare_folder(folder, images, pixels)
+    return known
 
 
 def run(
@@ -181,10 +204,7 @@ def run(
     Raises:
         OSError, ValueError: a folder that cannot hold the images, or holds others.
     """
-    todo, rows = without_finished(jobs, folder, recipe)
-    side = IMAGE_SIZE if recipe.model.name in TINY else USUAL_SIDE
-    pixels = max(wide * high for wide, high in (job.size or (side, side) for job in jobs))
-    prepare_folder(folder, len(todo) * (1 + recipe.baseline), pixels)
+    todo, rows = prepare({folder: recipe}, jobs)[folder]
     with tqdm(total=len(jobs), initial=len(rows), unit="image", disable=len(jobs) == 1) as bar:
         for made in engine(recipe, machine, folders, todo, folder) if todo else ():
             rows.append(made)

@@ -12,7 +12,7 @@ from .base import Reward
 from .catalogue import PREPROCESS, Options, entry
 from .checkpoints import weights_file
 from .files import default_folders, given_path, program, shell_word
-from .mixer import MODES, RewardMix
+from .mixer import MODES, RewardMix, check_weights
 from .networks import Place, on_device
 
 Makers = Mapping[str, Callable[[], Reward]]
@@ -138,7 +138,8 @@ def _pairs(text: str) -> list[tuple[str, object]]:
 def check_mix(
     weights: Mapping[str, float], folders: Sequence[Path], others: Makers | None = None
 ) -> None:
-    """Raise unless the files of every reward are there, before any is loaded."""
+    """Raise unless these weights make a mix whose files are there, before any is loaded."""
+    check_weights(weights)
     for name in weights:
         if name not in (others or {}):
             check_files(name, folders)

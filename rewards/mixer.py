@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,16 +41,7 @@ class RewardMix:
         names = self.names
         if self.mode not in MODES:
             raise ValueError(f"expected mode {' or '.join(MODES)}, got {self.mode!r}; choose one")
-        if not any(weight for _, weight in self.parts):
-            raise ValueError(
-                f"expected at least one reward with a weight other than 0, got {names or 'none'}; "
-                "set a weight"
-            )
-        for reward, weight in self.parts:
-            if not math.isfinite(weight):
-                raise ValueError(
-                    f"expected a finite weight for {reward.name!r}, got {weight}; set a number"
-                )
+        check_weights(dict(zip(names, (weight for _, weight in self.parts), strict=True)))
 
     @property
     def names(self) -> list[str]:
@@ -91,6 +82,20 @@ class RewardMix:
         for network in self._networks():
             network.rest()
 
+    def check_differentiable(self) -> None:
+        """Raise ValueError unless the total of one image has a gradient."""
+        if self.mode != "raw":
+            raise ValueError(
+                f"expected rewards mixed by mode 'raw', got {self.mode!r}, which compares "
+                "images and gives one alone no gradient; take 'raw' or choose another strategy"
+            )
+        without = [r.name for r, weight in self.parts if weight and not r.differentiable]
+        if without:
+            raise ValueError(
+                f"expected rewards that have a gradient, got {', '.join(without)}; leave them out "
+                "or choose another strategy"
+            )
+
     def _networks(self) -> list[Network]:
         rewards = [reward for reward, _ in self.parts]
         return [n for reward in rewards for n in (*reward.networks, *reward.text_networks)]
@@ -129,6 +134,18 @@ class RewardMix:
                 terms.append(weight * unit(value, value if seen is None else seen[name]))
                 known.append(value.isfinite())
         return torch.stack(terms).sum(0).where(torch.stack(known).any(0), torch.nan)
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raise ValueError for weights that make no mix: none but 0, or one that is no number."""
+    if not any(weights.values()):
+        names = list(weights) or "none"
+        raise ValueError(
+            f"expected at least one reward with a weight other than 0, got {names}; set a weight"
+        )
+    for name, weight in weights.items():
+        if not math.isfinite(weight):
+            raise ValueError(f"expected a finite weight for {name!r}, got {weight}; set a number")
 
 
 def _patchers(networks: Iterable[Network]) -> list:
@@ -214,7 +231,8 @@ class Judge:
                 (self.columns[name], self._values(name, reward, weight, images, asked))
                 for name, (reward, weight) in zip(self.mix.names, self.mix.parts, strict=True)
             ]
-        self.mix.rest()
+        if not any(table.requires_grad for _, table in tables):  # it goes through the networks
+            self.mix.rest()
         return {
             name: column
             for names, table in tables
@@ -226,18 +244,8 @@ class Judge:
         return self.mix.totals(values, seen)
 
     def check_differentiable(self) -> None:
-        """Raise ValueError unless the total of one image has a gradient."""
-        if self.mix.mode != "raw":
-            raise ValueError(
-                f"expected rewards mixed by mode 'raw', got {self.mix.mode!r}, which compares "
-                "images and gives one alone no gradient; take 'raw' or choose another strategy"
-            )
-        without = [r.name for r, weight in self.mix.parts if weight and not r.differentiable]
-        if without:
-            raise ValueError(
-                f"expected rewards that have a gradient, got {', '.join(without)}; leave them out "
-                "or choose another strategy"
-            )
+        """See :meth:`RewardMix.check_differentiable`."""
+        self.mix.check_differentiable()
 
     def report(self) -> dict:
         """Weights, mode, how rewards judge, what failed and notes where there are any.

@@ -26,6 +26,7 @@ def demo(
     out: Path,
 ) -> dict:
     """Sample ``prompt`` plainly and with the search from one seed; write pictures and a report."""
+    out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     flow = world_flow(arch, [prompt], driven_by(reward), steps)
     result = search(flow, start_noise(seed), settings, seed=seed, baseline=True)
@@ -51,7 +52,6 @@ def demo(
         "search": after,
     }
 
-    out.mkdir(parents=True, exist_ok=True)
     files = {name: out / name for name in ("comparison.png", "rewards.png", "report.json")}
     captions = [
         f"{name}: {judged['reward']:.3f} {'accurate' if judged['accurate'] else 'not accurate'}"

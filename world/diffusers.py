@@ -148,8 +148,8 @@ def _repeated(prompt: str | list[str], count: int) -> list[str]:
 
 
 def _encoded(pipe, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    like = pipe.transformer
-    return tuple(t.to(like.device, like.dtype) for t in encode_prompts(prompts))
+    where = pipe._execution_device, pipe.transformer.dtype
+    return tuple(t.to(*where) for t in encode_prompts(prompts))
 
 
 def world_pipeline(arch: str) -> TinySD3Pipeline | TinyFluxPipeline:

@@ -28,8 +28,8 @@ DECODED_AT_ONCE = 2**17
 """Images are decoded in groups of about this many pixels, one by one where one has more: larger
 groups take memory and no less time."""
 SAMPLED_AT_ONCE = 2**21
-"""Pixels of the images whose candidates go through the transformer together: two of 1024 x 1024
-keep a GPU busy."""
+"""Pixels of the images that go through the transformer together, with guidance each twice: two of
+1024 x 1024 keep a GPU busy."""
 
 RECOMPUTED_FROM = 512 * 512
 """Pixels of an image from which on a gradient's graph keeps no activations of blocks: a third more
@@ -57,7 +57,10 @@ class DiffusersFlow:
 
     def velocity(self, x: Tensor, sigma: float, item: Tensor) -> Tensor:
         with torch.set_grad_enabled(x.requires_grad):
-            return self.call.velocity(x.to(self.dtype), sigma, item)
+            v = self.call.velocity(x.to(self.dtype), sigma, item)
+        if v.requires_grad:
+            v.register_hook(_bringing_back(self.call.pipe.transformer))
+        return v
 
     def euler(self, x: Tensor, v: Tensor, sigma: float, to: float) -> Tensor:
         """As the pipeline's scheduler steps, which rounds to the pipeline's precision."""
@@ -68,10 +71,12 @@ class DiffusersFlow:
         with torch.set_grad_enabled(x0.requires_grad):
             raw = self.call.raw(x0, self.decoder).to(self.decoder.dtype)
             parts = raw.split(max(1, DECODED_AT_ONCE // self.call.pixels))
-            images = torch.cat([self.decoder.decode(part, return_dict=False)[0] for part in parts])
-        if images.requires_grad:
-            return images.float().movedim(1, -1) / 2 + 0.5
-        return (images.float() / 2).add_(0.5).clamp_(0, 1).movedim(1, -1)
+            return torch.cat([self._decoded(part) for part in parts]).movedim(1, -1)
+
+    def _decoded(self, raw: Tensor) -> Tensor:
+        """Images [N, 3, H, W] in 0..1; beyond it, where they have a gradient."""
+        images = self.decoder.decode(raw, return_dict=False)[0].float() / 2
+        return images + 0.5 if images.requires_grad else images.add_(0.5).clamp_(0, 1)
 
     def score(self, images: Tensor, item: Tensor) -> Values:
         return self.judge.score(images, item)
@@ -213,6 +218,20 @@ def search_images(
     return SearchedImages(images, plain, result, report)
 
 
+def _bringing_back(network: torch.nn.Module) -> Callable[[Tensor], None]:
+    """A hook of its output's gradient: has the network where it is now.
+
+    An offloaded one may have left for the VAE since, and a gradient goes through its weights.
+    """
+    device = network.device
+
+    def bring(_: Tensor) -> None:
+        if device.type != "meta" and network.device != device:
+            network.to(device)
+
+    return bring
+
+
 @contextmanager
 def _at_work(pipe) -> Iterator[None]:
     """As the pipeline's own call ends, an offloaded model goes back; here after an error, too."""
@@ -226,7 +245,7 @@ def _rationed(settings: SearchSettings, made: PipelineCall) -> SearchSettings:
     """With the candidates of an item that go through the transformer at once."""
     if settings.micro_batch:
         return settings
-    rows = SAMPLED_AT_ONCE // (made.pixels * len(made.noise))
+    rows = SAMPLED_AT_ONCE // (made.pixels * made.forwards_per_call * len(made.noise))
     return replace(settings, micro_batch=min(max(rows, 1), 4096))
 
 

@@ -150,7 +150,7 @@ class PipelineCall(ABC):
             sized["height"],
             sized["width"],
             embeds.dtype,
-            embeds.device,
+            self.pipe._execution_device,
             self.arguments["generator"],
             self.arguments["latents"],
         )

@@ -56,6 +56,19 @@ def test_ways_to_spare_a_cards_memory(capsys, tmp_path, folder, argv):
         assert (image - other).abs().max() <= 1
 
 
+@needs("accelerate")
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+@pytest.mark.parametrize("strategy", ["flow_ttrl", "reward_gradient"])
+def test_gradients_go_through_a_network_that_has_left_the_card(
+    capsys, tmp_path, folder, strategy, offload
+):
+    """It goes when the VAE or another comes; its weights are needed for the gradient."""
+    argv = ("--strategy", strategy, "--reward", "white")
+    _, image = made(capsys, tmp_path / "usual", folder, *argv)
+    _, other = made(capsys, tmp_path / "spared", folder, *argv, "--offload", offload)
+    assert (image - other).abs().max() <= 1
+
+
 @needs("ray")
 def test_a_worker_with_a_card(capsys, tmp_path, folder):
     _, image = made(capsys, tmp_path / "here", folder)

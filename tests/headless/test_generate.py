@@ -3,6 +3,7 @@
 import json
 import resource
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,15 @@ from pathlib import Path
 import pytest
 import tiny_vlm
 import torch
-from PIL import Image, ImageChops, PngImagePlugin
+from PIL import Image, ImageChops
 from tiny_pipelines import tiny_flux
 
 from flow_ttrl.cli import main
 from flow_ttrl.headless import Machine, Model, load_pipeline
 from flow_ttrl.headless.images import read_made, write_image
+from flow_ttrl.headless.jobs import Job
+from flow_ttrl.headless.recipe import Recipe
+from flow_ttrl.headless.run import here
 from flow_ttrl.world.diffusers import GUIDANCE, world_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +30,7 @@ SLOW = pytest.mark.slow
 DEMOS = [("flux", False)]
 REST = (("sd3", False), ("sd3", True), ("flux", True))
 DEMOS += [pytest.param(*case, marks=SLOW) for case in REST]
+HERE = ("--model", "tiny-sd3", "--prompt", "a red circle")
 PROMPTS = ("a red circle", "a blue square", "a green circle")
 
 
@@ -217,119 +222,17 @@ def test_a_judge_that_is_asked_questions(capsys, tmp_path):
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def write_bad(folder: Path) -> None:
-    (folder / "latin").write_bytes("caf\xe9".encode("latin-1"))
-    (folder / "line").write_text('{"prompt": "a red circle"}\n{"promt": "x"}')
-    (folder / "twice").write_text('{"prompt": "a", "name": "n"}\n{"prompt": "b", "name": "n"}')
-    (folder / "empty").write_text("\n")
-    (folder / "size").write_text('{"prompt": "a red circle", "size": "100x96"}')
-    (folder / "seed").write_text('{"prompt": "a red circle", "seed": 1.5}')
-    (folder / "path").write_text('{"prompt": "a red circle", "name": "../up"}')
-    (folder / "plain").write_text(
-        '{"prompt": "a", "name": "n"}\n{"prompt": "b", "name": "n_plain"}'
-    )
-    (folder / "part").mkdir()
-    index = '{"_class_name": "FluxPipeline", "vae": ["diffusers", "AutoencoderKL"]}'
-    (folder / "part" / "model_index.json").write_text(index)
-    (folder / "other").mkdir()
-    (folder / "other" / "model_index.json").write_text('{"_class_name": "FluxFillPipeline"}')
-    (folder / "bare").mkdir()
-    (folder / "file").write_text("no folder")
-    (folder / "notes.png").write_text("no image")
-    Image.new("RGB", (8, 8)).save(folder / "photo.png")
-    write_image(folder / "later.png", Image.new("RGB", (8, 8)), {"job": {}, "recipe": {"new": 1}})
-    text = PngImagePlugin.PngInfo()
-    text.add_itxt("flow_ttrl", "[1]")
-    Image.new("RGB", (8, 8)).save(folder / "list.png", pnginfo=text)
-    Image.effect_noise((64, 64), 50).save(folder / "cut.png")
-    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:2000])
-
-
-HERE = ["--model", "tiny-sd3", "--prompt", "a red circle"]
-BAD = [
-    (["--model", "black-forest-labs/FLUX.1-dev", "--prompt", "a", "--reward", "white"], "34 GB"),
-    (["--model", "me/nothing", "--prompt", "a", "--reward", "white"], "hf download me/nothing"),
-    (["--model", "FOLDER/bare", "--prompt", "a", "--reward", "white"], "model_index.json in"),
-    (["--model", "FOLDER/other", "--prompt", "a", "--reward", "white"], "FluxFillPipeline"),
-    (["--model", "FOLDER/part", "--prompt", "a", "--reward", "white"], "expected vae in"),
-    (["--prompt", "a"], "expected --model"),
-    (["--model", "tiny-sd3"], "expected at least one prompt"),
-    ([*HERE, "--reward", "hsp"], "expected a reward of the catalogue"),
-    ([*HERE, "--reward", "hps"], "HPS_v2.1_compressed.pt"),
-    ([*HERE, "--reward", '{"white": "much"}'], "a number as the weight of white"),
-    ([*HERE, "--reward", "{white}"], "expected JSON"),
-    ([*HERE, "--reward", "image_similarity"], "expected"),
-    ([*HERE, "--reward", "white", "--reference", "FOLDER/notes.png"], "expected"),
-    (["--model", "tiny-sd3", "--prompt", "a cat on a mat"], "expected"),
-    (["--model", "tiny-sd3", "--prompts", "FOLDER/nowhere"], "expected a file of prompts"),
-    (["--model", "tiny-sd3", "--prompts", "FOLDER/latin"], "expected text in UTF-8"),
-    (["--model", "tiny-sd3", "--prompts", "FOLDER/line"], "line 2: expected prompt, negative"),
-    (["--model", "tiny-sd3", "--prompts", "FOLDER/twice"], "got n.png twice"),
-    (["--model", "tiny-sd3", "--prompts", "FOLDER/plain", "--baseline"], "got n_plain.png twice"),
-    (["--model", "tiny-sd3", "--prompts", "FOLDER/empty"], "expected at least one prompt"),
-    (["--model", "tiny-sd3", "--prompts", "FOLDER/size"], "divisible by 16"),
-    (["--model", "tiny-sd3", "--prompts", "FOLDER/seed"], "expected seed to be a whole number"),
-    (["--model", "tiny-sd3", "--prompts", "FOLDER/path"], "expected a name of letters"),
-    ([*HERE, "--out", "FOLDER/file"], "expected a folder at"),
-    ([*HERE, "--budget", "0.5"], "expected budget within 1"),
-    ([*HERE, "--strategy", "drafts", "--scale_factor", "3"], "whose parameters scale_factor are"),
-    ([*HERE, "--group_size", "1"], "expected group_size within 2"),
-    ([*HERE, "--device", "cuda:99"], "expected a device of this machine"),
-    ([*HERE, "--offload", "model", "--device", "cpu"], "expected an accelerator to offload from"),
-    (
-        [*HERE, "--quantize", "bnb4", "--device", "cpu"],
-        "expected a model that is loaded from files",
-    ),
-    ([*HERE, "--tiny-decoder", "me/nothing"], "expected a tiny decoder"),
-    ([*HERE, "--call", '{"promt": 1}'], "expected arguments of StableDiffusion3Pipeline's call"),
-    ([*HERE, "--call", '{"output_type": "latent"}'], "does not set itself, got output_type"),
-    ([*HERE, "--call", '{"guidance_scale": "3"}'], "expected guidance_scale of the pipeline's"),
-    ([*HERE, "--call", '{"num_inference_steps": 0}'], "expected num_inference_steps of"),
-    ([*HERE, "--call", '{"num_inference_steps": true}'], "a whole number from 1, such as 28"),
-    ([*HERE[2:], "--model", "tiny-flux", "--negative", "b"], "expected true_cfg_scale above 1"),
-    ([*HERE, "--num-gpus", "2"], "expected --engine ray with --num-gpus"),
-    (["--from-image", "FOLDER/list.png"], "as a JSON object in it"),
-    (["--from-image", "FOLDER/photo.png", "--budget", "3"], "without --budget"),
-    (["--from-image", "FOLDER/notes.png"], "expected a whole image"),
-    (["--from-image", "FOLDER/later.png"], "expected an image made by version"),
-    (["--from-image", "FOLDER/cut.png"], "expected a whole image"),
-    (
-        ["--from-image", "FOLDER/photo.png", *HERE],
-        "expected --from-image without --model, --prompt",
-    ),
-    (["--from-image", "FOLDER/photo.png"], "expected an image made by flow-ttrl generate"),
-]
-
-
-@pytest.mark.parametrize(("argv", "told"), BAD, ids=[told for _, told in BAD])
-def test_errors_are_clear_and_leave_nothing(capsys, tmp_path, monkeypatch, argv, told):
-    monkeypatch.setenv("FLOW_TTRL_MODELS", str(tmp_path / "none"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    write_bad(tmp_path)
-    argv = [word.replace("FOLDER", str(tmp_path)) for word in argv]
-    out = tmp_path / "out"
-    assert main(["generate", "--out", str(out), *argv]) == 2
-    printed = capsys.readouterr()
-    assert told in printed.err
-    assert printed.out == ""
-    assert not out.exists() or not list(out.iterdir())
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        ["--size", "100x96"],
-        ["--size", "big"],
-        ["--call", "[1]"],
-        ["--seed", "-1"],
-        ["--seed", str(2**64)],
-    ],
-)
-def test_options_that_cannot_be_read(capsys, option):
-    with pytest.raises(SystemExit) as raised:
-        main(["generate", *HERE, *option])
-    assert raised.value.code == 2
-    assert "expected" in capsys.readouterr().err
+def test_an_image_that_another_process_has_made_meanwhile_is_not_made_again(capsys, tmp_path):
+    argv = (*HERE, "--prompt", PROMPTS[1], *QUICK)
+    generate(capsys, tmp_path / "a", *argv)
+    recipe = Recipe.from_json(read_made(tmp_path / "a" / "00000_0.png")["recipe"])
+    jobs = [Job.from_json(read_made(tmp_path / "a" / f"0000{n}_0.png")["job"]) for n in (0, 1)]
+    (tmp_path / "b").mkdir()
+    making = here(recipe, Machine("cpu"), [], jobs, tmp_path / "b")
+    assert not next(making)["skipped"]
+    shutil.copy(tmp_path / "a" / "00001_0.png", tmp_path / "b")
+    assert next(making)["skipped"]
+    assert files(tmp_path / "b") == files(tmp_path / "a")
 
 
 def test_images_of_another_run_are_not_written_over(capsys, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from flow_ttrl.cli import main
+from flow_ttrl.headless.images import read_made
 
 LINES = [
     {
@@ -93,3 +94,25 @@ def test_images_of_a_longer_run_are_not_judged_along(capsys, tmp_path):
     assert "0002.png" in capsys.readouterr().err
     assert main([*argv, "--keep-better"]) == 2
     assert "without --keep-better" in capsys.readouterr().err
+
+
+def test_every_methods_folder_is_looked_at_before_the_first_image(capsys, tmp_path):
+    """Names that the evaluator does not read are nobody's business."""
+    metadata = tmp_path / "metadata.jsonl"
+    metadata.write_text("\n".join(json.dumps(line) for line in LINES), "utf-8")
+    samples = tmp_path / "out" / "best_of_n" / "00000" / "samples"
+    samples.mkdir(parents=True)
+    for name in ("grid.png", "._0000.png", "0000 copy.png"):
+        (samples / name).write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(samples / "0000.png")
+    argv = ["geneval", "--model", "tiny-flux", "--metadata", str(metadata), "--steps", "3"]
+    assert main([*argv, "--out", str(tmp_path / "out"), "--images", "1"]) == 2
+    assert "0000.png" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "plain").exists()
+
+
+def test_candidates_at_once_are_every_methods(capsys, tmp_path):
+    methods = json.loads(run(capsys, tmp_path, "--json", "--micro-batch", "1"))["methods"]
+    for method in methods:
+        image = tmp_path / "out" / method / "00000" / "samples" / "0000.png"
+        assert read_made(image)["recipe"]["settings"]["micro_batch"] == 1

@@ -67,6 +67,9 @@ def test_a_line_is_what_ends_with_a_line_feed(tmp_path):
         ({"prompt": "a", "seed": 2**64}, "below 2^64"),
         ({"prompt": "a", "size": "64x50"}, "divisible by 16"),
         ({"prompt": "a", "size": 64}, "divisible by 16"),
+        ({"prompt": "a", "size": 0}, "divisible by 16"),
+        ({"prompt": "a", "name": "con"}, "Windows"),
+        ({"prompt": "a", "name": "COM1.x"}, "Windows"),
         ({"prompt": "a", "size": [64, 64]}, "divisible by 16"),
         ({"prompt": "a", "steps": 3}, "got steps"),
     ],
@@ -83,7 +86,13 @@ def test_seeds_follow_each_other_and_end_with_torchs():
         jobs_of(["a"], Job("", "", 2**64 - 2), images=3)
 
 
-@pytest.mark.parametrize("names", [["a", "b", "a"], ["Fox", "fox"]])
+def test_names_in_any_script(tmp_path):
+    names = ["café", "cafe\u0301 2", "हिन्दी", "日本", "fox_2.5"]
+    lines = "\n".join(json.dumps({"prompt": "a", "name": name}) for name in names)
+    assert [job.name for job in of_file(tmp_path, lines.encode())] == names
+
+
+@pytest.mark.parametrize("names", [["a", "b", "a"], ["Fox", "fox"], ["café", "cafe\u0301"]])
 def test_no_two_files_are_the_same(names):
     with pytest.raises(ValueError, match="a file of its own"):
         check_apart(names)

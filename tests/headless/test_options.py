@@ -4,10 +4,13 @@ import json
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import save_file
 from test_generate import asked, generate, same
 
+from flow_ttrl.cli import main
 from flow_ttrl.headless import Machine, Model
 from flow_ttrl.headless.images import read_made
 from flow_ttrl.headless.models import check_machine
@@ -54,24 +57,55 @@ def test_what_the_call_is_given_is_the_pipelines(capsys, tmp_path, arch, argv, c
     assert image.size != (96, 96) or not same(image, stock(arch))
 
 
-def test_lora_is_what_the_pipeline_loads(capsys, tmp_path):
-    pipe = world_pipeline("sd3")
+def test_loras_are_what_the_pipeline_loads(capsys, tmp_path):
+    """One, and several together."""
+    pipe, names = world_pipeline("sd3"), ["one", "two"]
     torch.manual_seed(0)
     network = pipe.transformer
-    network.add_adapter(
-        LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_k"]),
-        "made",
-    )
+    kind = LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_k"])
     try:
-        weights = get_peft_model_state_dict(network, adapter_name="made")
-        type(pipe).save_lora_weights(tmp_path / "lora", transformer_lora_layers=weights)
-        expected = stock("sd3", pipe)
+        for name in names:
+            network.add_adapter(kind, name)
+            weights = get_peft_model_state_dict(network, adapter_name=name)
+            type(pipe).save_lora_weights(tmp_path / name, transformer_lora_layers=weights)
+        expected = {}
+        for active in ("one", "two", "one two"):
+            network.set_adapters(active.split())
+            expected[active] = stock("sd3", pipe)
     finally:
-        network.delete_adapters("made")
-    image, made = plain(capsys, tmp_path / "out", "sd3", "--lora", str(tmp_path / "lora"))
-    assert same(image, expected)
-    assert not same(image, stock("sd3"))
-    assert made["recipe"]["model"]["lora"] == [str(tmp_path / "lora")]
+        network.delete_adapters(names)
+    expected["none"] = stock("sd3")
+    for active in ("one", "one two"):
+        given = [word for name in active.split() for word in ("--lora", str(tmp_path / name))]
+        image, made = plain(capsys, tmp_path / f"out {active}", "sd3", *given)
+        assert [name for name, other in expected.items() if same(image, other)] == [active]
+        assert made["recipe"]["model"]["lora"] == given[1::2]
+
+
+def test_a_lora_of_another_model_is_refused(capsys, tmp_path):
+    layer = "unet.down_blocks.0.attentions.0.to_q.lora_{}.weight"
+    save_file(
+        {layer.format(end): torch.zeros(2, 2) for end in "AB"}, tmp_path / "other.safetensors"
+    )
+    argv = (
+        "--model",
+        "tiny-sd3",
+        *asked(PROMPT),
+        *STEPS,
+        "--lora",
+        str(tmp_path / "other.safetensors"),
+    )
+    assert main(["generate", *argv, "--out", str(tmp_path / "out")]) == 2
+    assert "of which nothing fits it" in capsys.readouterr().err
+
+
+def test_a_tiny_decoder_is_named_by_its_whole_path(capsys, tmp_path, monkeypatch):
+    AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "decoder")
+    monkeypatch.chdir(tmp_path)
+    for given in ("decoder", "~/decoder"):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        _, made = plain(capsys, tmp_path / "out", "sd3", "--tiny-decoder", given)
+        assert made["recipe"]["decoder"] == str(tmp_path / "decoder")
 
 
 def test_precision_is_what_the_image_says(capsys, tmp_path):

@@ -14,6 +14,8 @@ OFF = make_settings(budget=1, keep_better=False)
 MAKE = {"sd3": tiny_sd3, "flux": tiny_flux}
 PROMPT, OTHER = "a red fox", "two cats, and a dog!"
 LONG = "a very long prompt of many words " * 12
+HOST = "flow_ttrl.sampling.hosts.diffusers"
+GUIDED = {"negative_prompt": "blur", "true_cfg_scale": 3.0}
 SMALL = {"height": 64, "width": 64, "num_inference_steps": 3}
 
 
@@ -60,7 +62,7 @@ SD3_CALLS = {
 }
 FLUX_CALLS = {
     "distilled guidance": {"guidance_scale": 1.5},
-    "true guidance": {"negative_prompt": "blur", "true_cfg_scale": 3.0},
+    "true guidance": GUIDED,
     "true guidance of a batch": {"prompt": [PROMPT, OTHER], "negative_prompt": ["fog", ""]}
     | {"true_cfg_scale": 2.0, "num_images_per_prompt": 2},
     "a size between": {"height": 70, "width": 88},
@@ -226,9 +228,35 @@ def test_gradients_of_large_images_keep_no_activations(pipes, monkeypatch, strat
     assert not pipe.vae.is_gradient_checkpointing
     call |= {"height": 512, "width": 512}
     recomputed = search_images(pipe, contrast(), settings, **call).result.latents
-    monkeypatch.setattr("flow_ttrl.sampling.hosts.diffusers.RECOMPUTED_FROM", 2**40)
+    monkeypatch.setattr(f"{HOST}.RECOMPUTED_FROM", 2**40)
     kept = search_images(pipe, contrast(), settings, **call).result.latents
     torch.testing.assert_close(recomputed, kept, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("arch", "more"), [("sd3", {}), ("flux", {}), ("flux", GUIDED)])
+def test_rows_and_images_at_once_follow_their_size(pipes, monkeypatch, arch, more):
+    """With guidance a candidate is two rows; what is found is the same but for rounding."""
+    pipe, rows, images = pipes[arch], [], []
+    call = {"prompt": PROMPT, "output_type": "pt"} | SMALL | more
+    settings = make_settings("best_of_n", budget=4, keep_better=False)
+    whole = search_images(pipe, contrast(), settings, **call)
+    monkeypatch.setattr(f"{HOST}.SAMPLED_AT_ONCE", 2 * 64 * 64)
+    monkeypatch.setattr(f"{HOST}.DECODED_AT_ONCE", 64 * 64)
+    decode = pipe.vae.decode
+
+    def decoded(latents, *args, **kwargs):
+        images.append(len(latents))
+        return decode(latents, *args, **kwargs)
+
+    monkeypatch.setattr(pipe.vae, "decode", decoded)
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
+    parts = search_images(pipe, contrast(), settings, **call)
+    hook.remove()
+    assert max(rows) == (1 if more else 2)  # FLUX's true guidance makes its two calls in turn
+    assert set(images) == {1}
+    torch.testing.assert_close(parts.images, whole.images, atol=1e-4, rtol=1e-4)
 
 
 def test_skip_layer_guidance_counts_at_levels_between_steps(pipes):
