@@ -21,7 +21,7 @@ demo: env
 	$(BIN)/flow-ttrl demo
 
 test: env
-	$(BIN)/python -m pytest -m "not slow" --ignore=tests/host --ignore=tests/browser
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/host --ignore=tests/browser -n 2 --dist loadfile
 
 # With the optional packages, too (LoRA, offloading, bitsandbytes, Ray), some 300 MB.
 test-all: env

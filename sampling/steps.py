@@ -45,7 +45,7 @@ class Multistep:
 
     def step(self, x: Tensor, v: Tensor, s: float, s_next: float) -> Tensor:
         """``x`` [N, ...] at level ``s`` with velocity ``v`` taken to ``s_next``."""
-        data = x - s * v
+        data = (v * -s).add_(x)
         if s_next == 0:
             return data
         estimate = data
@@ -53,10 +53,10 @@ class Multistep:
             above, known = self._before
             rise, next_rise = _log_snr(s, above), _log_snr(s_next, s)
             if next_rise < MOST_EXTRAPOLATED * rise:
-                estimate = data + 0.5 * next_rise / rise * (data - known)
+                estimate = (data - known).mul_(0.5 * next_rise / rise).add_(data)
         self._before = s, data
         kept = s_next / s
-        return kept * x + (1 - s_next - kept * (1 - s)) * estimate
+        return (kept * x).add_((1 - s_next - kept * (1 - s)) * estimate)
 
 
 def _log_snr(s: float, above: float) -> float:
