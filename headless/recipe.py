@@ -147,8 +147,9 @@ def _wanted(name: str, usual, value) -> str:
     if isinstance(usual, bool):
         return "" if isinstance(value, bool) else "true or false"
     if isinstance(usual, int) or name == "clip_skip":
-        right = _is_number(value) and isinstance(value, int) and value >= 1
-        return "" if right else f"a whole number from 1, such as {usual or 1}"
+        least = 0 if usual is None else 1
+        right = _is_number(value) and isinstance(value, int) and value >= least
+        return "" if right else f"a whole number from {least}, such as {usual or 1}"
     if isinstance(usual, float) or name == "mu":
         return "" if _is_number(value) else f"a number, such as {usual or 1.0}"
     return ""
