@@ -342,6 +342,8 @@ class Run:
             self.best = new
             return
         better = (self.totals(new.values) > self.totals(old.values))[0]
+        if not bool(better.any()):
+            return
         self.best = Best(
             torch.where(per_item(better, new.x), new.x, old.x),
             torch.where(better, new.index, old.index),

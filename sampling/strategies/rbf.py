@@ -66,13 +66,14 @@ def _step(
     mean = step.mean(x, v)
     best, active, candidate = None, used < allowed, 0
     while bool(active.any()):
-        tried = mean + step.std * run.draw(index, 1, first=candidate)
+        tried = run.draw(index, 1, first=candidate).mul_(step.std).add_(mean)
         tried_v = run.velocity(tried, s_next, active)
         values = run.look_ahead(tried, index + 1, 1, tried_v, active).values
-        if best is None:
+        # an item's first candidate is its best so far; every item has one
+        better = torch.ones_like(active) if best is None else active & _beats(run, values, best)
+        if bool(better.all()):
             x, v, best = tried, tried_v, values
-        else:
-            better = active & _beats(run, values, best)
+        elif bool(better.any()):
             x = torch.where(per_item(better, x[0]), tried, x)
             v = torch.where(per_item(better, x[0]), tried_v, v)
             best = _chosen(better, values, best)
