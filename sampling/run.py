@@ -54,6 +54,7 @@ class Run:
         self.judged: list[Judged] = []
         self.plain: State | None = None
         self._rows = self.items * settings.micro_batch
+        self._numbers = torch.arange(self.items, device=noise.device)
         self._seen: Values = {}
         self._random = KeyedNoise(seed, item_keys(self.noise))
         self.noisy = per_item(self.noise.flatten(1).any(1), self.noise).float()
@@ -235,8 +236,8 @@ class Run:
 
     def totals(self, values: Values) -> Tensor:
         """What drives [P, B]: higher is better, as things stand now; -inf where nothing judged."""
-        total = self.flow.totals(values, self._seen)
-        return total.where(total.isfinite(), -torch.inf)
+        low = -torch.inf
+        return self.flow.totals(values, self._seen).nan_to_num(nan=low, posinf=low, neginf=low)
 
     def totals_beside(self, values: Values) -> Tensor:
         """The same of rewards [P, B] that were found elsewhere, taken into nothing."""
@@ -304,7 +305,7 @@ class Run:
         self.cost.forwards += rows * self.flow.forwards_per_call
 
     def _item(self, population: int) -> Tensor:
-        return torch.arange(self.items, device=self.noise.device).repeat(population)
+        return self._numbers if population == 1 else self._numbers.repeat(population)
 
     def _each(
         self,
