@@ -235,7 +235,7 @@ def test_gradients_of_large_images_keep_no_activations(pipes, monkeypatch, strat
 
 @pytest.mark.parametrize(("arch", "more"), [("sd3", {}), ("flux", {}), ("flux", GUIDED)])
 def test_rows_and_images_at_once_follow_their_size(pipes, monkeypatch, arch, more):
-    """With guidance a candidate is two rows; what is found is the same but for rounding."""
+    """What is found is the same but for rounding."""
     pipe, rows, images = pipes[arch], [], []
     call = {"prompt": PROMPT, "output_type": "pt"} | SMALL | more
     settings = make_settings("best_of_n", budget=4, keep_better=False)
@@ -254,7 +254,7 @@ def test_rows_and_images_at_once_follow_their_size(pipes, monkeypatch, arch, mor
     )
     parts = search_images(pipe, contrast(), settings, **call)
     hook.remove()
-    assert max(rows) == (1 if more else 2)  # FLUX's true guidance makes its two calls in turn
+    assert max(rows) == (4 if arch == "sd3" else 2)  # FLUX's true guidance makes its calls in turn
     assert set(images) == {1}
     torch.testing.assert_close(parts.images, whole.images, atol=1e-4, rtol=1e-4)
 
