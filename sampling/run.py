@@ -53,7 +53,7 @@ class Run:
         self.best: Best | None = None
         self.judged: list[Judged] = []
         self.plain: State | None = None
-        self._rows = self.items * settings.micro_batch
+        self._at_once = settings.micro_batch
         self._numbers = torch.arange(self.items, device=noise.device)
         self._seen: Values = {}
         self._random = KeyedNoise(seed, item_keys(self.noise))
@@ -63,6 +63,14 @@ class Run:
     def calls_spent(self) -> float:
         """Calls so far, an item's share."""
         return self.cost.calls / self.items
+
+    def parts(self, count: int) -> Iterator[range]:
+        """The numbers of ``count`` candidates by those that run at once.
+
+        What looks ahead from one part after another holds no more than a part.
+        """
+        size = self._at_once or max(1, count)
+        return (range(first, min(first + size, count)) for first in range(0, count, size))
 
     # Noise and starts
 
@@ -74,12 +82,13 @@ class Run:
         """One number in 0..1 for every item [B]."""
         return self._random.uniform(step).to(self.noise.device)
 
-    def fresh_noise(self, count: int) -> Tensor:
-        """Starting noise [count, B, ...]: the host's own first, then others."""
+    def fresh_noise(self, count: int, first: int = 0) -> Tensor:
+        """Starting noise [count, B, ...] from number ``first`` on; number 0 is the host's own."""
+        if first:
+            return self.draw("start", count, first) * self.noisy
         if count == 1:
             return self.noise[None]
-        others = self.draw("start", count - 1, first=1) * self.noisy
-        return torch.cat([self.noise[None], others])
+        return torch.cat([self.noise[None], self.fresh_noise(count - 1, first=1)])
 
     def start(self, noise: Tensor) -> Tensor:
         """Latents at the first level from starting noise [P, B, ...]."""
@@ -136,12 +145,14 @@ class Run:
         if self.best is None:
             yield from self.onward(state.x[:1], state.index)
             return
-        x, index = self.best.x, self.best.index
+        x, index, clean = self.best.x, self.best.index, self.best.clean
+        if int(index.min()) == self.steps:
+            yield State(x[None], self.steps, values=self.best.values, denoised=clean[None])
         for level in range(int(index.min()), self.steps):
             moving = index <= level
             v = self.velocity(x[None], self.sigmas[level], moving)[0]
             moving = per_item(moving, x)
-            denoised = torch.where(moving, x - self.sigmas[level] * v, self.best.clean)
+            denoised = torch.where(moving, x - self.sigmas[level] * v, clean)
             x = torch.where(moving, self.euler(x, v, level), x)
             yield State(x[None], level + 1, denoised=denoised[None])
 
@@ -319,7 +330,7 @@ class Run:
         chosen = None if active is None or bool(active.all()) else active.repeat(len(x))
         if chosen is not None:
             rows, item = rows[chosen], item[chosen]
-        size = self._rows or len(rows)
+        size = self.items * self._at_once or len(rows)
         parts = zip(rows.split(size), item.split(size), strict=True)
         out = torch.cat([function(*part) for part in parts])
         if chosen is not None:

@@ -126,13 +126,12 @@ def _drive(
             if run.best is None and plain is not None:  # nothing else is known yet
                 x, clean = plain.latents[None], plain.clean[None]
                 return State(x, run.steps, values=plain.values, denoised=clean), records, stopped
-            if run.best is None:  # of several on their way the plain one
-                state = state.of(slice(1))
             for finishing in run.finish_early(state):
                 state = finishing
                 tell(state, None)
-            if planned.makes_plain:  # which judges nothing on the way: its first is the plain one
-                state = run.plain = run.finished(state)
+            if planned.makes_plain:  # the first that it comes to is the plain one
+                state = run.finished(state)
+                run.plain = run.plain or state
             return state, records, stopped
         calls, began = run.cost.calls, time.monotonic()
         state = next(reached)

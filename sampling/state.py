@@ -29,11 +29,24 @@ class State:
     denoised: Tensor | None = None
     detail: dict = field(default_factory=dict)
 
-    def of(self, rows: slice) -> State:
-        """The same of some candidates, with their rewards and clean estimates."""
-        values = self.values and {name: value[rows] for name, value in self.values.items()}
-        denoised = None if self.denoised is None else self.denoised[rows]
-        return State(self.x[rows], self.index, values=values, denoised=denoised)
+    def of(self, pick: Tensor) -> State:
+        """The same of the candidates ``pick`` [K, B]."""
+        values = self.values and pick_values(self.values, pick)
+        v, denoised = (None if t is None else take(t, pick) for t in (self.v, self.denoised))
+        return State(take(self.x, pick), self.index, v, values, denoised)
+
+
+def joined(first: State | None, second: State) -> State:
+    """Both populations as one, where there is a first; they know the same of themselves."""
+    if first is None:
+        return second
+
+    def both(name: str) -> Tensor | None:
+        known = getattr(first, name), getattr(second, name)
+        return None if known[0] is None else torch.cat(known)
+
+    values = second.values and cat_values(first.values, second.values)
+    return State(both("x"), second.index, both("v"), values, both("denoised"))
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,16 @@ class Best:
     index: Tensor
     clean: Tensor
     values: Values
+
+
+def cat_values(first: Values, second: Values) -> Values:
+    """The rewards [P + Q, B] of two populations, the first of which may have none."""
+    return {n: torch.cat([first[n], v]) if first else v for n, v in second.items()}
+
+
+def pick_values(values: Values, pick: Tensor) -> Values:
+    """The rewards [K, B] of the candidates ``pick`` [K, B]."""
+    return {name: take(value, pick) for name, value in values.items()}
 
 
 def take(x: Tensor, pick: Tensor) -> Tensor:

@@ -71,12 +71,15 @@ class DiffusersFlow:
         with torch.set_grad_enabled(x0.requires_grad):
             raw = self.call.raw(x0, self.decoder).to(self.decoder.dtype)
             parts = raw.split(max(1, DECODED_AT_ONCE // self.call.pixels))
-            return torch.cat([self._decoded(part) for part in parts]).movedim(1, -1)
+            images = [self._decoded(part) for part in parts]
+            return (images[0] if len(images) == 1 else torch.cat(images)).movedim(1, -1)
 
     def _decoded(self, raw: Tensor) -> Tensor:
         """Images [N, 3, H, W] in 0..1; beyond it, where they have a gradient."""
-        images = self.decoder.decode(raw, return_dict=False)[0].float() / 2
-        return images + 0.5 if images.requires_grad else images.add_(0.5).clamp_(0, 1)
+        images = self.decoder.decode(raw, return_dict=False)[0].float()
+        if images.requires_grad:
+            return images / 2 + 0.5
+        return images.div_(2).add_(0.5).clamp_(0, 1)
 
     def score(self, images: Tensor, item: Tensor) -> Values:
         return self.judge.score(images, item)

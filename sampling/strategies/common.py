@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
-import torch
 from torch import Tensor
 
 from ..flow import Values
 from ..run import Run
-from ..state import State, take
+from ..state import State, joined
 
 MOST = 256
 """Where an allocation stops counting candidates up."""
@@ -36,16 +35,6 @@ def draft_of(draft_steps: int, left: int, steps: int) -> int:
     return min(left, max(1, round(draft_steps * left / steps)))
 
 
-def cat_values(first: Values, second: Values) -> Values:
-    """The rewards [P + Q, B] of two populations."""
-    return {name: torch.cat([value, second[name]]) for name, value in first.items()}
-
-
-def pick_values(values: Values, pick: Tensor) -> Values:
-    """The rewards [K, B] of the candidates ``pick`` [K, B]."""
-    return {name: take(value, pick) for name, value in values.items()}
-
-
 def top(run: Run, values: Values, count: int) -> Tensor:
     """The ``count`` best candidates of each item [count, B], best first.
 
@@ -55,18 +44,38 @@ def top(run: Run, values: Values, count: int) -> Tensor:
     return pick.where(totals.isfinite(), pick[:1])
 
 
+def to_the_end(
+    run: Run, reached: Iterator[State], finished: State | None
+) -> Generator[State, None, State]:
+    """Samples on their way to the end, where they are judged and join ``finished``; returns all."""
+    for state in reached:
+        yield state
+    samples = joined(finished, run.finished(state))
+    yield samples
+    return samples
+
+
+SPARE = 4
+"""Candidates that are kept for each that will be chosen: totals of several rewards, which are
+relative to all that was seen, may put others first later on."""
+
+
+def contenders(run: Run, values: Values, count: int) -> Tensor:
+    """The candidates [K, B] that are kept while more come, ``count`` of which will be chosen."""
+    totals = run.totals(values)
+    return totals.topk(min(SPARE * count, len(totals)), dim=0).indices
+
+
 def whole_samples(run: Run, start: Tensor) -> Iterator[State]:
     """As many plain samples as the calls pay for and their judging, that of ``start`` the first.
 
     What any strategy falls back to where the calls do not pay for a search of its kind.
     """
-    count = max(1, run.calls // run.plain_calls)
     # in calls of its own, as without a search: rows that share a call are rounded otherwise
-    groups = [start, run.start(run.fresh_noise(count))[1:]] if count > 1 else [start]
-    for reached in zip(*(run.onward(x, 0) for x in groups), strict=True):
-        x, denoised = (torch.cat([getattr(s, n) for s in reached]) for n in ("x", "denoised"))
-        state = State(x, reached[0].index, denoised=denoised)
+    for state in run.onward(start, 0):
         yield state
-    state = run.finished(state)
-    run.plain = state.of(slice(1))
-    yield state
+    run.plain = samples = run.finished(state)
+    yield samples
+    for part in run.parts(max(1, run.calls // run.plain_calls) - 1):
+        x = run.start(run.fresh_noise(len(part), 1 + part.start))
+        samples = yield from to_the_end(run, run.onward(x, 0), samples)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..run import Run
 from ..settings import Parameters, ranged
-from ..state import State, take
-from .common import top, whole_samples
+from ..state import State, joined
+from .common import contenders, top, whole_samples
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,12 @@ def drafts(run: Run, start: Tensor, settings: Drafts) -> Iterator[State]:
     if count < 2 or steps >= run.steps:
         yield from whole_samples(run, start)
         return
-    starts = run.start(run.fresh_noise(count))
-    look = run.look_ahead(starts, 0, steps)
-    pick = top(run, look.values, 1)
-    state = State(take(starts, pick), 0, take(look.v, pick))
-    yield state
-    yield from run.onward(state.x, 0, state.v)
+    drafted = None
+    for part in run.parts(count):
+        starts = run.start(run.fresh_noise(len(part), part.start))
+        look = run.look_ahead(starts, 0, steps)
+        drafted = joined(drafted, State(starts, 0, look.v, look.values))
+        drafted = drafted.of(contenders(run, drafted.values, 1))
+        yield State(drafted.x, 0)
+    best = drafted.of(top(run, drafted.values, 1))
+    yield from run.onward(best.x, 0, best.v)

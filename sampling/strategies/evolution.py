@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..run import Run
 from ..settings import Parameters, ranged
-from ..state import State, take
+from ..state import State, cat_values, pick_values, take
 from ..steps import cps_step
-from .common import cat_values, draft_of, largest, pick_values, top, whole_samples
+from .common import draft_of, largest, top, whole_samples
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..flow import Values
 from ..run import Run
 from ..settings import Parameters, chosen, ranged
-from ..state import State, per_item, width
+from ..state import State, cat_values, per_item, width
 from ..steps import LinearStep, largest_eta, sde_step
 from ..updates import Group, average_where_missing, cotangent
 from .common import steps_of, whole_samples
@@ -186,7 +187,10 @@ def _linearised(run: Run, x: Tensor, s: float, gradient: str):
 def _rollout(run, index, x, v, reference, v_reference, step, noise, settings) -> Group:
     """Candidates drawn from ``x`` [1, B, ...] with velocity ``v`` [B, ...], and their rewards."""
     mean = step.mean(x[0], v)
-    values = run.look_ahead(mean + step.std * noise, index + 1, 1).values
+    values: Values = {}
+    for part in run.parts(len(noise)):
+        drawn = mean + step.std * noise[part.start : part.stop]
+        values = cat_values(values, run.look_ahead(drawn, index + 1, 1).values)
     return Group(
         step=step,
         h=run.sigmas[index] - run.sigmas[index + 1],

@@ -10,7 +10,7 @@ candidates. docs/METHOD.md, section 4.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,8 +20,8 @@ from ..flow import Values
 from ..run import Run
 from ..schedules import spaced
 from ..settings import Parameters, ranged
-from ..state import State, take
-from .common import MOST, cat_values, top, whole_samples
+from ..state import State, cat_values, pick_values, take
+from .common import MOST, contenders, to_the_end, top, whole_samples
 
 
 @dataclass(frozen=True)
@@ -95,24 +95,30 @@ def _price(rounds: list[Round]) -> int:
 
 
 @dataclass(frozen=True)
-class Drafts:
-    """Drafts of every item: clean latents [P, B, ...], their rewards [P, B], and their paths.
+class Pool:
+    """Drafts of every item, and what later rounds need of their paths.
 
     Attributes:
-        path: latents and velocities [P, B, ...] by level.
+        clean: clean latents [P, B, ...]; ``values``: their rewards [P, B].
+        latents: [P, B, ...] at the levels where later rounds begin.
+        v: velocities [P, B, ...] where the last round does.
     """
 
     clean: Tensor
     values: Values
-    path: dict[int, tuple[Tensor, Tensor]]
+    latents: dict[int, Tensor]
+    v: Tensor
 
-    def __add__(self, more: Drafts) -> Drafts:
-        path = {
-            level: (torch.cat([self.path[level][0], x]), torch.cat([self.path[level][1], v]))
-            for level, (x, v) in more.path.items()
-        }
-        clean = torch.cat([self.clean, more.clean])
-        return Drafts(clean, cat_values(self.values, more.values), path)
+    def __add__(self, more: Pool) -> Pool:
+        latents = {level: torch.cat([self.latents[level], x]) for level, x in more.latents.items()}
+        clean, v = torch.cat([self.clean, more.clean]), torch.cat([self.v, more.v])
+        return Pool(clean, cat_values(self.values, more.values), latents, v)
+
+    def of(self, pick: Tensor) -> Pool:
+        """The drafts ``pick`` [K, B]."""
+        latents = {level: take(x, pick) for level, x in self.latents.items()}
+        values = pick_values(self.values, pick)
+        return Pool(take(self.clean, pick), values, latents, take(self.v, pick))
 
 
 def steered(run: Run, start: Tensor, settings: Steered) -> Iterator[State]:
@@ -120,44 +126,56 @@ def steered(run: Run, start: Tensor, settings: Steered) -> Iterator[State]:
     if len(rounds) < 2:
         yield from whole_samples(run, start)
         return
+    best = yield from _drafting(run, rounds, settings)
+    last, number, samples = rounds[-1], len(rounds) - 1, None
+    for part in run.parts(last.candidates):
+        x, v = best.latents[last.level], best.v  # the best draft's own path comes first
+        born = range(max(part.start, 1), part.stop)
+        if born:
+            others = _around(run, best, number, last.level, born, settings.correlation)
+            velocities = run.velocity(others, run.sigmas[last.level])
+            first = int(part.start == 0)
+            x, v = torch.cat([x[:first], others]), torch.cat([v[:first], velocities])
+        samples = yield from to_the_end(run, run.onward(x, last.level, v), samples)
+
+
+def _drafting(run: Run, rounds: list[Round], settings: Steered) -> Generator[State, None, Pool]:
+    """All rounds but the last; returns the best draft of each item, P = 1."""
     grid = spaced(0, run.steps + run.tail, settings.draft_steps)
-    x, v, pool = run.start(run.fresh_noise(rounds[0].candidates)), None, None
-    for number, this in enumerate(rounds[:-1], 1):
-        look = run.look_ahead(x, this.level, 0, stops=[g for g in grid if g > this.level])
-        drafts = Drafts(look.clean, look.values, look.path)
-        pool = drafts if pool is None else pool + drafts
-        yield State(x, this.level, detail={"draft_calls": this.calls})
-        if number < len(rounds) - 1:
-            x = _around(run, pool, number, rounds[number], settings.parents, settings.correlation)
-        else:
-            x, v = _last(run, pool, number, rounds[number], settings.correlation)
-    yield from run.onward(x, rounds[-1].level, v)
+    later = [one.level for one in rounds[1:]]
+    pool: Pool | None = None
+    for number, this in enumerate(rounds[:-1]):
+        parents = pool and pool.of(top(run, pool.values, min(settings.parents, len(pool.clean))))
+        for part in run.parts(this.candidates):
+            if parents is None:
+                x = run.start(run.fresh_noise(len(part), part.start))
+            else:
+                x = _around(run, parents, number, this.level, part, settings.correlation)
+            drafts = _drafted(run, x, this.level, grid, later)
+            pool = drafts if pool is None else pool + drafts
+            pool = pool.of(contenders(run, pool.values, settings.parents))
+            yield State(x, this.level, detail={"draft_calls": this.calls})
+    return pool.of(top(run, pool.values, 1))
+
+
+def _drafted(run: Run, x: Tensor, level: int, grid: list[int], later: list[int]) -> Pool:
+    """Drafts from ``x`` [P, B, ...] at ``level``."""
+    look = run.look_ahead(x, level, 0, stops=[stop for stop in grid if stop > level])
+    latents = {stop: look.path[stop][0] for stop in later if stop > level}
+    return Pool(look.clean, look.values, latents, look.path[later[-1]][1])
 
 
 def _around(
-    run: Run, pool: Drafts, number: int, this: Round, parents: int, correlation: float
+    run: Run, parents: Pool, number: int, level: int, part: range, correlation: float
 ) -> Tensor:
-    """Candidates [P, B, ...] of round ``number`` around the best drafts so far.
+    """Candidates [P, B, ...] of a ``part`` of round ``number`` around the best drafts so far.
 
     A parent's noise e is what its path's latent there is made of beside its clean latent, x = (1 -
     s) x0 + s e. A candidate keeps a part of it.
     """
-    s = run.sigmas[this.level]
-    pick = top(run, pool.values, min(parents, len(pool.clean)))
-    rows = torch.arange(this.candidates, device=pick.device) % len(pick)
-    data = (1 - s) * take(pool.clean, pick)[rows]
-    noise = take(pool.path[this.level][0], pick)[rows] - data
-    fresh = s * run.draw(number, this.candidates)
+    s = run.sigmas[level]
+    rows = torch.tensor(part, device=parents.clean.device) % len(parents.clean)
+    data = (1 - s) * parents.clean[rows]
+    noise = parents.latents[level][rows] - data
+    fresh = s * run.draw(number, len(part), part.start)
     return data + correlation * noise + math.sqrt(1 - correlation**2) * fresh
-
-
-def _last(
-    run: Run, pool: Drafts, number: int, this: Round, correlation: float
-) -> tuple[Tensor, Tensor]:
-    """Candidates of the last round and their velocities: the best draft's own path comes first."""
-    x, v = (take(part, top(run, pool.values, 1)) for part in pool.path[this.level])
-    if this.candidates == 1:
-        return x, v
-    others = _around(run, pool, number, this, 1, correlation)[1:]
-    velocities = run.velocity(others, run.sigmas[this.level])
-    return torch.cat([x, others]), torch.cat([v, velocities])

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..run import Run
 from ..settings import Parameters, ranged
-from ..state import State, take
-from .common import cat_values, pick_values, top, whole_samples
+from ..state import State, cat_values, pick_values, take
+from .common import top, whole_samples
 
 
 @dataclass(frozen=True)
