@@ -104,8 +104,9 @@ def check_seed(seed) -> int:
 def check_name(name) -> None:
     """Raise ValueError for what is no name of a file, without its ending, in a folder."""
     # marks, which \w does not know, are parts of letters: of composed ones, and in Indic scripts
-    letters = name if not isinstance(name, str) else "".join(c for c in name if not _is_mark(c))
-    if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w .+-]*", letters):
+    text = name if isinstance(name, str) else ""
+    letters = "".join(character for character in text if not _is_mark(character))
+    if not re.fullmatch(r"[\w+-][\w .+-]*", letters):
         raise ValueError(f"expected a name of letters, digits, spaces and ._+-, got {name!r}")
     if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE):
         raise ValueError(f"expected a name that Windows has for files, too, got {name!r}")

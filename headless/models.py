@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from diffusers.quantizers import PipelineQuantizationConfig
 
+from ..rewards.files import complete
 from ..rewards.networks import found_device
 
 TINY = {"tiny-sd3": "sd3", "tiny-flux": "flux"}
@@ -332,20 +333,9 @@ def _download(name: str) -> str:
 
 def _is_whole(part: Path, kind: str) -> bool:
     """Whether a part of a model, of a class called ``kind``, is there with all of its weights."""
-    files = {file.name for file in part.iterdir() if file.exists()} if part.is_dir() else set()
     if any(word in kind for word in WITHOUT_WEIGHTS):
-        return bool(files)
-    shards = [_shards(part / f"{name}.index.json") for name in WEIGHTS]
-    whole = files.intersection(WEIGHTS) or any(names and names <= files for names in shards)
-    return "config.json" in files and bool(whole)
-
-
-def _shards(index: Path) -> set[str]:
-    """The files that an index names; none where it cannot be read."""
-    try:
-        return set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return set()
+        return part.is_dir() and any(file.exists() for file in part.iterdir())
+    return complete(part, WEIGHTS)
 
 
 def _cached(name: str, file: str) -> Path | None:

@@ -152,13 +152,26 @@ class Folder:
         return f"{where} ({about}), or one of {others}"
 
 
-def complete(folder: Path) -> bool:
-    """Whether a Hugging Face folder has its config, and all of its safetensors."""
-    index = folder / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
-        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    return all((folder / name).is_file() for name in ("config.json", *names))
+def complete(folder: Path, weights: Sequence[str] = ("model.safetensors",)) -> bool:
+    """Whether a Hugging Face folder has its config, and the whole of one of these ``weights``."""
+    if not (folder / "config.json").is_file():
+        return False
+    return any(_all_there(folder, _shards(folder, name)) for name in weights)
+
+
+def _shards(folder: Path, weights: str) -> set[str]:
+    """The files that ``weights`` lie in; none where the index that says so cannot be read."""
+    index = folder / f"{weights}.index.json"
+    if not index.exists():
+        return {weights}
+    try:
+        return {str(n) for n in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _all_there(folder: Path, names: set[str]) -> bool:
+    return bool(names) and all((folder / name).is_file() for name in names)
 
 
 def checksum(path: Path) -> str:

@@ -28,8 +28,8 @@ DECODED_AT_ONCE = 2**17
 """Images are decoded in groups of about this many pixels, one by one where one has more: larger
 groups take memory and no less time."""
 SAMPLED_AT_ONCE = 2**21
-"""Pixels of the images whose candidates go through the transformer together: two of 1024 x 1024
-keep a GPU busy."""
+"""Pixels of the images that go through the transformer together, a candidate under guidance being
+two: two of 1024 x 1024 keep a GPU busy."""
 
 RECOMPUTED_FROM = 512 * 512
 """Pixels of an image from which on a gradient's graph keeps no activations of blocks: a third more
@@ -248,7 +248,7 @@ def _rationed(settings: SearchSettings, made: PipelineCall) -> SearchSettings:
     """With the candidates of an item that go through the transformer at once."""
     if settings.micro_batch:
         return settings
-    rows = SAMPLED_AT_ONCE // (made.pixels * len(made.noise))
+    rows = SAMPLED_AT_ONCE // (made.pixels * made.forwards_per_call * len(made.noise))
     return replace(settings, micro_batch=min(max(rows, 1), 4096))
 
 

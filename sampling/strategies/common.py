@@ -55,7 +55,7 @@ def to_the_end(
     return samples
 
 
-SPARE = 4
+SPARE = 2
 """Candidates that are kept for each that will be chosen: totals of several rewards, which are
 relative to all that was seen, may put others first later on."""
 

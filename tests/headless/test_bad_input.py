@@ -163,7 +163,7 @@ def test_options_that_cannot_be_read(capsys, option):
 
 
 def test_a_model_of_which_a_part_is_missing_is_told(tmp_path):
-    """A shard that its index names, a part's configuration, its weights."""
+    """A shard that its index names, the index, a part's configuration, its weights."""
     pipe = tiny_flux()
     pipe.save_pretrained(tmp_path)
     pipe.transformer.save_pretrained(tmp_path / "transformer", max_shard_size="20KB")
@@ -179,3 +179,8 @@ def test_a_model_of_which_a_part_is_missing_is_told(tmp_path):
         with pytest.raises(FileNotFoundError, match=f"expected {file.parent.name} in"):
             family_of(str(tmp_path))
         file.write_bytes(kept)
+    (index,) = (tmp_path / "transformer").glob("*.index.json")
+    for damaged in ("", index.read_text()[:-9], "[]", '{"weight_map": {}}'):
+        index.write_text(damaged)
+        with pytest.raises(FileNotFoundError, match="expected transformer in"):
+            family_of(str(tmp_path))

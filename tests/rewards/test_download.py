@@ -245,6 +245,13 @@ def test_what_came_of_a_repository_is_not_fetched_again(repository, tmp_path):
     assert RepositoryHub.asked == ["model-2.safetensors"]
 
 
+@pytest.mark.parametrize("damaged", [b"", b'{"weight_map": ', b"[]"])
+def test_an_index_that_cannot_be_read_is_no_model(repository, tmp_path, damaged):
+    download.download("tiny", tmp_path, repository)
+    (tmp_path / "tiny-vlm" / "model.safetensors.index.json").write_bytes(damaged)
+    assert CATALOGUE["tiny"].missing([tmp_path]) == [REPOSITORY]
+
+
 def test_a_large_file_is_checked_by_the_hubs_checksum(repository, tmp_path, monkeypatch):
     monkeypatch.setattr(RepositoryHub, "spoilt", "model-2.safetensors")
     with pytest.raises(ValueError, match="expected model-2.safetensors with SHA-256"):
