@@ -68,8 +68,8 @@ class Process:
         self.process.join()
 
 
-def peak_memory(kind: type[Side], args, task: tuple) -> float:
-    """GiB that a search takes, in a process of its own.
+def alone(kind: type[Side], args, task: tuple) -> dict:
+    """A side's search in a process of its own, for its peak memory.
 
     Off a card its allocator gives back at once what is freed, which takes time: else what a process
     has grown by tells more of what it was given before than of what it holds.
@@ -81,20 +81,24 @@ def peak_memory(kind: type[Side], args, task: tuple) -> float:
         del os.environ["MALLOC_MMAP_THRESHOLD_"]
     told = [process.run(*task) for _ in range(2)]  # the first one loads whatever is loaded late
     process.end()
-    return told[-1]["peak_memory"]
+    return told[-1]
 
 
 def compare(args) -> dict:
-    """Both sides on every task, in turns."""
+    """Each side alone, for its memory; then both on every task, in turns."""
     tiny_world = args.world == "tiny-world"
     tasks = held_out("dev", args.tasks) if tiny_world else ["a red fox"] * args.tasks
-    theirs = Process(Theirs, args)
-    rows: dict[str, list[dict]] = {"theirs": [theirs.run(tasks[0], args.seed, True)], "ours": []}
-    args.budget = args.budget or rows["theirs"][0]["calls"] / args.steps
-    ours = Process(Ours, args)
+    first = tasks[0], args.seed, False
+    by_itself = {"theirs": alone(Theirs, args, first)}
+    args.budget = args.budget or by_itself["theirs"]["calls"] / args.steps
+    by_itself["ours"] = alone(Ours, args, first)
+    memory = {name: row["peak_memory"] for name, row in by_itself.items()}
+    if args.memory_only:
+        return {"peak_memory": memory | {"ratio": memory["ours"] / memory["theirs"]}}
+    theirs, ours = Process(Theirs, args), Process(Ours, args)
+    rows: dict[str, list[dict]] = {"theirs": [], "ours": []}
     for number, prompt in enumerate(tasks):
-        if number:
-            rows["theirs"].append(theirs.run(prompt, args.seed + number, True))
+        rows["theirs"].append(theirs.run(prompt, args.seed + number, True))
         rows["ours"].append(ours.run(prompt, args.seed + number, False))
         sys.stderr.write(f"{number + 1} of {len(tasks)}\n")
     for side in (theirs, ours):
@@ -102,8 +106,8 @@ def compare(args) -> dict:
     plain = [row["plain"] for row in rows["theirs"]]
     gains = {n: [r["reward"] - p for r, p in zip(v, plain, strict=True)] for n, v in rows.items()}
     told = {name: _summary(values, gains[name]) for name, values in rows.items()}
-    for name, kind in (("theirs", Theirs), ("ours", Ours)):
-        told[name]["peak_memory"] = peak_memory(kind, args, (tasks[0], args.seed, False))
+    for name in told:
+        told[name]["peak_memory"] = memory[name]
     ratio = {n: told["ours"][n] / told["theirs"][n] for n in ("calls", "seconds", "peak_memory")}
     return {
         "world": args.world,
@@ -165,6 +169,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="3 tasks of 10 steps")
+    parser.add_argument("--memory-only", action="store_true", help="nothing but peak memory")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if not (Path(args.reference) / f"{FILES[args.arch]}.py").is_file():
@@ -180,7 +185,7 @@ def main() -> int:
     except RuntimeError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    if args.json:
+    if args.json or args.memory_only:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return 0
     for name in ("theirs", "ours"):
