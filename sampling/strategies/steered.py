@@ -127,16 +127,10 @@ def steered(run: Run, start: Tensor, settings: Steered) -> Iterator[State]:
         yield from whole_samples(run, start)
         return
     best = yield from _drafting(run, rounds, settings)
-    last, number, samples = rounds[-1], len(rounds) - 1, None
-    for part in run.parts(last.candidates):
-        x, v = best.latents[last.level], best.v  # the best draft's own path comes first
-        born = range(max(part.start, 1), part.stop)
-        if born:
-            others = _around(run, best, number, last.level, born, settings.correlation)
-            velocities = run.velocity(others, run.sigmas[last.level])
-            first = int(part.start == 0)
-            x, v = torch.cat([x[:first], others]), torch.cat([v[:first], velocities])
-        samples = yield from to_the_end(run, run.onward(x, last.level, v), samples)
+    samples = None
+    for part in run.parts(rounds[-1].candidates):
+        reached = _last(run, best, len(rounds) - 1, rounds[-1].level, part, settings.correlation)
+        samples = yield from to_the_end(run, reached, samples)
 
 
 def _drafting(run: Run, rounds: list[Round], settings: Steered) -> Generator[State, None, Pool]:
@@ -156,6 +150,19 @@ def _drafting(run: Run, rounds: list[Round], settings: Steered) -> Generator[Sta
             pool = pool.of(contenders(run, pool.values, settings.parents))
             yield State(x, this.level, detail={"draft_calls": this.calls})
     return pool.of(top(run, pool.values, 1))
+
+
+def _last(
+    run: Run, best: Pool, number: int, level: int, part: range, correlation: float
+) -> Iterator[State]:
+    """A ``part`` of the last round; the best draft's own path is the first of its candidates."""
+    x, v = (known[: int(part.start == 0)] for known in (best.latents[level], best.v))
+    born = part[len(x) :]
+    if born:
+        others = _around(run, best, number, level, born, correlation)
+        velocities = run.velocity(others, run.sigmas[level])
+        x, v = torch.cat([x, others]), torch.cat([v, velocities])
+    return run.onward(x, level, v)
 
 
 def _drafted(run: Run, x: Tensor, level: int, grid: list[int], later: list[int]) -> Pool:
