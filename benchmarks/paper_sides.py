@@ -91,8 +91,7 @@ class Side:
 
     def __init__(self, args, arch: str):
         torch.set_num_threads(args.threads)
-        sized = {"side": args.side, "layers": args.layers} if args.world == "full-size" else {}
-        self.pipe, self.reward, self.call = WORLDS[args.world](arch, **sized)
+        self.pipe, self.reward, self.call = WORLDS[args.world](arch)
         self.pipe.set_progress_bar_config(disable=True)
         self.call["num_inference_steps"] = args.steps
         self.counted = Counted(self.pipe, pair=arch == "sd3")

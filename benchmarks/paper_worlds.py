@@ -56,17 +56,14 @@ def gaussian(arch: str) -> Parts:
     return pipe, RewardMix(((FieldReward(), 1.0),)), call
 
 
-def full_size(arch: str, side: int = SIDE, layers: int = 0) -> Parts:
+def full_size(arch: str) -> Parts:
     """SD3.5 medium's or FLUX.1-dev's networks, VAE and two rewards at true size, random, 1024 px.
 
     The prompt encoders are shallow, of the true width: they have done their work before the search.
-
-    Args:
-        side: pixels of an image's; layers: blocks of the transformer, fewer than the true ones.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    call = {"guidance_scale": GUIDANCE, "height": side, "width": side}
-    return full_size_pipeline(arch, device, layers), full_size_rewards(device), call
+    call = {"guidance_scale": GUIDANCE, "height": SIDE, "width": SIDE}
+    return full_size_pipeline(arch, device), full_size_rewards(device), call
 
 
 WORLDS: dict[str, Callable[[str], Parts]] = {
@@ -166,30 +163,26 @@ FULL_LATENTS = {
 }
 
 
-def full_size_transformer(arch: str, layers: int = 0):
-    """On torch's default device, in its default precision; of ``layers`` blocks, or all."""
+def full_size_transformer(arch: str):
+    """On torch's default device, in its default precision."""
     if arch == "sd3":
-        return SD3Transformer2DModel(**FULL_SD3 | ({"num_layers": layers} if layers else {}))
-    # of FLUX.1-dev's blocks a third has two streams
-    fewer = {"num_layers": -(-layers // 3), "num_single_layers": layers - -(-layers // 3)}
-    return FluxTransformer2DModel(**FULL_FLUX | (fewer if layers else {}))
+        return SD3Transformer2DModel(**FULL_SD3)
+    return FluxTransformer2DModel(**FULL_FLUX)
 
 
-def full_size_pipeline(arch: str, device: str, layers: int = 0):
-    """In bfloat16; in float32 on a CPU, which most are faster in."""
-    usual, precision = torch.get_default_dtype(), torch.bfloat16
-    if device == "cpu":
-        precision = torch.float32
-    torch.set_default_dtype(precision)
+def full_size_pipeline(arch: str, device: str):
+    """In bfloat16."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            parts = {"transformer": full_size_transformer(arch, layers)}
+            parts = {"transformer": full_size_transformer(arch)}
             parts["vae"] = AutoencoderKL(**FULL_VAE, **FULL_LATENTS[arch])
     finally:
         torch.set_default_dtype(usual)
     if arch == "sd3":
-        return sd3_pipeline((768, 1280), 4096, precision, **parts).to(device)
-    return flux_pipeline(768, 4096, precision, **parts).to(device)
+        return sd3_pipeline((768, 1280), 4096, torch.bfloat16, **parts).to(device)
+    return flux_pipeline(768, 4096, torch.bfloat16, **parts).to(device)
 
 
 def full_size_rewards(device: str) -> RewardMix:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from paper_sides import FILES, Ours, Side, Theirs
-from paper_worlds import SIDE, WORLDS
+from paper_worlds import WORLDS
 from quality_report import interval
 
 from flow_ttrl.headless.paper import STEPS
@@ -163,8 +163,6 @@ def main() -> int:
     parser.add_argument("--budget", type=float, help="of another strategy; default: theirs costs")
     parser.add_argument("--micro-batch", type=int, default=0, help="candidates of ours at once")
     parser.add_argument("--tasks", type=int, default=20, help="prompts, each from its own seed")
-    parser.add_argument("--side", type=int, default=SIDE, help="pixels, of the full-size world")
-    parser.add_argument("--layers", type=int, default=0, help="of its transformer; default: all")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
