@@ -140,7 +140,8 @@ class Run:
     def finish_early(self, state: State) -> Iterator[State]:
         """The best look-ahead so far sampled to the end; the first candidate where there is none.
 
-        Each item starts at its own level and waits until the others have come there.
+        Each item starts at its own level and waits until the others have come there; what is
+        finished stays as it is.
         """
         if self.best is None:
             yield from self.onward(state.x[:1], state.index)
