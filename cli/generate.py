@@ -10,7 +10,7 @@ from ..headless.run import from_image, run
 from ..rewards.files import given_path
 from .options import folders, positive
 from .pipelines import add_images, add_run, elsewhere, engine_of, machine_of, recipe_of, seed
-from .published import add_settings, made_settings
+from .published import add_settings, made_settings, spelt
 
 OF_A_MACHINE = ("device", "offload", "vae_slicing", "engine", "address", "num_gpus", "num_cpus")
 """Options that go with --from-image, beside --out, --models and --json: they change no image."""
@@ -53,7 +53,7 @@ def _generate(args) -> tuple[dict, str]:
         given = [n for n, v in args.usual.items() if n not in kept and getattr(args, n) != v]
         if given:
             raise ValueError(
-                f"expected --from-image without {', '.join(f'--{n}' for n in given)}: what the "
+                f"expected --from-image without {', '.join(map(spelt, given))}: what the "
                 "image is made by it says itself; leave them out"
             )
         recipe, job = from_image(args.from_image, args.device)

@@ -38,6 +38,12 @@ def add_settings(command: argparse.ArgumentParser) -> None:
         own.add_argument(f"--{field.name}", *SPELLINGS.get(field.name, ()), **_typed(field.default))
 
 
+def spelt(name: str) -> str:
+    """An option as it is typed, of its name among the parsed ones; the paper's have underscores."""
+    paper = any(field.name == name for field in fields(FlowTTRL))
+    return f"--{name if paper else name.replace('_', '-')}"
+
+
 def made_settings(args) -> SearchSettings:
     """From --paper or --settings and --strategy, then the paper's parameters where given."""
     settings = _strategy(args)

@@ -127,6 +127,10 @@ BAD = [
         ["--from-image", "FOLDER/photo.png", *HERE],
         "expected --from-image without --model, --prompt",
     ),
+    (
+        ["--from-image", "FOLDER/photo.png", "--tiny-decoder", "x", "--group_size", "4"],
+        "without --tiny-decoder, --group_size",
+    ),
     (["--from-image", "FOLDER/photo.png"], "expected an image made by flow-ttrl generate"),
 ]
 

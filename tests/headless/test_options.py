@@ -102,8 +102,8 @@ def test_a_lora_of_another_model_is_refused(capsys, tmp_path):
 def test_a_tiny_decoder_is_named_by_its_whole_path(capsys, tmp_path, monkeypatch):
     AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "decoder")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     for given in ("decoder", "~/decoder"):
-        monkeypatch.setenv("HOME", str(tmp_path))
         _, made = plain(capsys, tmp_path / "out", "sd3", "--tiny-decoder", given)
         assert made["recipe"]["decoder"] == str(tmp_path / "decoder")
 
