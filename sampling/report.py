@@ -74,7 +74,9 @@ class StepEvent:
     """What ``on_step`` is told after every step, searching or not.
 
     Attributes:
-        index: the level that was reached, of ``steps``.
+        index: the level that was reached, of ``steps``. It falls back where the next one of
+            several samples begins.
+        part: whether more is to come that the same record will tell of.
         latent: the latent there [B, ...]; of a population the first candidate's.
         denoised: its clean estimate [B, ...], or the best look-ahead's so far.
         calls, planned: calls an item has cost and will at most, the plain sample included.
@@ -91,6 +93,7 @@ class StepEvent:
     record: StepRecord | None = None
     best: list[float] | None = None
     plain: list[float] | None = None
+    part: bool = False
 
 
 OnStep = Callable[[StepEvent], None]
@@ -112,6 +115,7 @@ def step_event(
         record=record,
         best=None if run.best is None else run.totals(run.best.values)[0].tolist(),
         plain=None if plain is None else run.totals_beside(plain.values)[0].tolist(),
+        part=state.part,
     )
 
 

@@ -36,6 +36,7 @@ class Run:
         best: the best look-ahead so far, None before the first.
         judged: the look-aheads since the last step, in order.
         plain: the plain sample with its rewards, where the strategy has made it.
+        samples: a population of finished samples with their rewards, where the strategy has any.
         noisy: 1 for items that the host adds noise to, 0 for those that are noisy already and have
             but one start; shaped [B, 1, ...] as ``noise``.
     """
@@ -53,6 +54,7 @@ class Run:
         self.best: Best | None = None
         self.judged: list[Judged] = []
         self.plain: State | None = None
+        self.samples: State | None = None
         self._at_once = settings.micro_batch
         self._numbers = torch.arange(self.items, device=noise.device)
         self._seen: Values = {}
@@ -134,26 +136,29 @@ class Run:
 
     def calls_to_finish(self, state: State) -> int:
         """Calls that an item takes at most to finish the best so far, or ``state``."""
+        if self.samples is not None:
+            return 0
         index = state.index if self.best is None else int(self.best.index.min())
         return self.steps - index + self.tail
 
     def finish_early(self, state: State) -> Iterator[State]:
-        """The best look-ahead so far sampled to the end; the first candidate where there is none.
+        """The finished samples, if any; else the best look-ahead so far, sampled to the end.
 
-        Each item starts at its own level and waits until the others have come there; what is
-        finished stays as it is.
+        Each item starts at its own level and waits until the others have come there. Where nothing
+        was judged it is the first candidate.
         """
+        if self.samples is not None:
+            yield self.samples
+            return
         if self.best is None:
             yield from self.onward(state.x[:1], state.index)
             return
-        x, index, clean = self.best.x, self.best.index, self.best.clean
-        if int(index.min()) == self.steps:
-            yield State(x[None], self.steps, values=self.best.values, denoised=clean[None])
+        x, index = self.best.x, self.best.index
         for level in range(int(index.min()), self.steps):
             moving = index <= level
             v = self.velocity(x[None], self.sigmas[level], moving)[0]
             moving = per_item(moving, x)
-            denoised = torch.where(moving, x - self.sigmas[level] * v, clean)
+            denoised = torch.where(moving, x - self.sigmas[level] * v, self.best.clean)
             x = torch.where(moving, self.euler(x, v, level), x)
             yield State(x[None], level + 1, denoised=denoised[None])
 
@@ -212,7 +217,7 @@ class Run:
 
     def preview(self, state: State) -> Tensor:
         """Clean latents [B, ...] to show: an ordinary step's own, else the best look-ahead's."""
-        if state.denoised is not None:
+        if state.denoised is not None and state.values is None:
             return state.denoised[0]
         return state.x[0] if self.best is None else self.best.clean
 
@@ -255,6 +260,19 @@ class Run:
         """The same of rewards [P, B] that were found elsewhere, taken into nothing."""
         seen = {n: torch.cat([self._seen.get(n, v[:0]), v]) for n, v in values.items()}
         return self.flow.totals(values, seen)
+
+    def directions(self, values: Values) -> dict[str, int]:
+        """By each reward's name whether a higher one raises the total (1), lowers it (-1), or not.
+
+        Asked of the host with two candidates that differ in this reward alone.
+        """
+        found = {}
+        for name in values:
+            pair = {n: torch.zeros(2, self.items, device=self.noise.device) for n in values}
+            pair[name][1] = 1
+            low, high = self.flow.totals(pair, pair)[:, 0].tolist()
+            found[name] = (high > low) - (high < low)
+        return found
 
     # Gradients
 

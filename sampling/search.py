@@ -120,12 +120,23 @@ def _drive(
     """The strategy's last state, the records of its steps, and why it was stopped, if it was."""
     records: list[StepRecord] = []
     reached = states(run, state, settings.parameters)
+    calls, began = run.cost.calls, time.monotonic()
+
+    def record(state: State) -> StepRecord | None:
+        nonlocal calls, began
+        found = step_record(run, state, calls_before=calls, seconds=time.monotonic() - began)
+        records.extend([found] if found else [])
+        calls, began = run.cost.calls, time.monotonic()
+        return found
+
     for ahead in planned.ahead[:-1]:
         # stopping is of use only where the best so far is finished sooner than the search is
         if run.calls_to_finish(state) < ahead and (stopped := stop_reason()):
             if run.best is None and plain is not None:  # nothing else is known yet
                 x, clean = plain.latents[None], plain.clean[None]
                 return State(x, run.steps, values=plain.values, denoised=clean), records, stopped
+            if run.judged:  # by a part of what would have been told as one
+                tell(state, record(run.samples or state))
             for finishing in run.finish_early(state):
                 state = finishing
                 tell(state, None)
@@ -133,10 +144,6 @@ def _drive(
                 state = run.finished(state)
                 run.plain = run.plain or state
             return state, records, stopped
-        calls, began = run.cost.calls, time.monotonic()
         state = next(reached)
-        record = step_record(run, state, calls_before=calls, seconds=time.monotonic() - began)
-        if record:
-            records.append(record)
-        tell(state, record)
+        tell(state, None if state.part else record(state))
     return state, records, None

@@ -19,6 +19,7 @@ class State:
         v: the velocity there [P, B, ...], where it is known.
         values: rewards [P, B] of ``x``, where it is clean and was judged.
         denoised: the clean estimate [P, B, ...] of the ordinary step that led here.
+        part: whether what led here is a part of something that is told as one; more is to come.
         detail: what the strategy tells of the step, in plain numbers, for the report.
     """
 
@@ -27,6 +28,7 @@ class State:
     v: Tensor | None = None
     values: Values | None = None
     denoised: Tensor | None = None
+    part: bool = False
     detail: dict = field(default_factory=dict)
 
     def of(self, pick: Tensor) -> State:

@@ -107,9 +107,10 @@ class SearchSampler:
         prepared, progress = self._prepare(flow, settings, sigmas, callback)
 
         def on_step(event: StepEvent) -> None:
-            shown = flow.take_shown()
-            if event.record and shown:
-                self.candidates = shown
+            if not event.part:
+                shown = flow.take_shown()
+                if event.record and shown:
+                    self.candidates = shown
             progress.on_step(event)
 
         found = search(

@@ -198,9 +198,9 @@ def search_images(
             def tell(event: StepEvent) -> None:
                 nonlocal reached
                 bar.update(event.calls - bar.n)
-                if event.index != reached:  # what only judges is no step
-                    reached = event.index
+                if event.index not in (0, reached):  # what only judges is no step
                     _call_back(made, event)
+                reached = event.index
                 if on_step is not None:
                     on_step(event)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ..flow import Values
@@ -44,26 +46,31 @@ def top(run: Run, values: Values, count: int) -> Tensor:
     return pick.where(totals.isfinite(), pick[:1])
 
 
-def to_the_end(
-    run: Run, reached: Iterator[State], finished: State | None
-) -> Generator[State, None, State]:
-    """Samples on their way to the end, where they are judged and join ``finished``; returns all."""
-    for state in reached:
-        yield state
-    samples = joined(finished, run.finished(state))
-    yield samples
-    return samples
-
-
-SPARE = 2
-"""Candidates that are kept for each that will be chosen: totals of several rewards, which are
-relative to all that was seen, may put others first later on."""
-
-
 def contenders(run: Run, values: Values, count: int) -> Tensor:
-    """The candidates [K, B] that are kept while more come, ``count`` of which will be chosen."""
-    totals = run.totals(values)
-    return totals.topk(min(SPARE * count, len(totals)), dim=0).indices
+    """The candidates [K, B] that may yet be among the ``count`` best of each item, in their order.
+
+    Totals of several rewards may be relative to all that was seen, and put others first as more is:
+    out are only those that ``count`` others beat by every reward that drives.
+    """
+    driving = torch.stack([sign * values[n] for n, sign in run.directions(values).items() if sign])
+    driving = driving.where(driving.isfinite(), torch.nan)  # no verdict: neither beats nor beaten
+    own, others = driving[:, :, None], driving[:, None]
+    beaten = (others >= own).all(0) & (others > own).any(0)
+    kept = beaten.sum(1) < count
+    most = int(kept.sum(0).max())
+    return kept.int().sort(dim=0, descending=True, stable=True).indices[:most]
+
+
+def to_the_end(run: Run, reached: Iterator[State], *, last: bool) -> Iterator[State]:
+    """Samples on their way to the end, where they are judged and join the run's finished ones.
+
+    Args:
+        last: whether no more are to come.
+    """
+    for state in reached:
+        yield replace(state, part=True)
+    run.samples = joined(run.samples, run.finished(state))
+    yield replace(run.samples, part=not last)
 
 
 def whole_samples(run: Run, start: Tensor) -> Iterator[State]:
@@ -71,11 +78,12 @@ def whole_samples(run: Run, start: Tensor) -> Iterator[State]:
 
     What any strategy falls back to where the calls do not pay for a search of its kind.
     """
+    others = max(1, run.calls // run.plain_calls) - 1
     # in calls of its own, as without a search: rows that share a call are rounded otherwise
     for state in run.onward(start, 0):
-        yield state
-    run.plain = samples = run.finished(state)
-    yield samples
-    for part in run.parts(max(1, run.calls // run.plain_calls) - 1):
+        yield replace(state, part=True)
+    run.plain = run.samples = run.finished(state)
+    yield replace(run.plain, part=others > 0)
+    for part in run.parts(others):
         x = run.start(run.fresh_noise(len(part), 1 + part.start))
-        samples = yield from to_the_end(run, run.onward(x, 0), samples)
+        yield from to_the_end(run, run.onward(x, 0), last=part.stop == others)

@@ -38,6 +38,6 @@ def drafts(run: Run, start: Tensor, settings: Drafts) -> Iterator[State]:
         look = run.look_ahead(starts, 0, steps)
         drafted = joined(drafted, State(starts, 0, look.v, look.values))
         drafted = drafted.of(contenders(run, drafted.values, 1))
-        yield State(drafted.x, 0)
+        yield State(drafted.x, 0, part=part.stop < count)
     best = drafted.of(top(run, drafted.values, 1))
     yield from run.onward(best.x, 0, best.v)

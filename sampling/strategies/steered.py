@@ -127,10 +127,10 @@ def steered(run: Run, start: Tensor, settings: Steered) -> Iterator[State]:
         yield from whole_samples(run, start)
         return
     best = yield from _drafting(run, rounds, settings)
-    samples = None
-    for part in run.parts(rounds[-1].candidates):
-        reached = _last(run, best, len(rounds) - 1, rounds[-1].level, part, settings.correlation)
-        samples = yield from to_the_end(run, reached, samples)
+    last = rounds[-1]
+    for part in run.parts(last.candidates):
+        reached = _last(run, best, len(rounds) - 1, last.level, part, settings.correlation)
+        yield from to_the_end(run, reached, last=part.stop == last.candidates)
 
 
 def _drafting(run: Run, rounds: list[Round], settings: Steered) -> Generator[State, None, Pool]:
@@ -148,7 +148,8 @@ def _drafting(run: Run, rounds: list[Round], settings: Steered) -> Generator[Sta
             drafts = _drafted(run, x, this.level, grid, later)
             pool = drafts if pool is None else pool + drafts
             pool = pool.of(contenders(run, pool.values, settings.parents))
-            yield State(x, this.level, detail={"draft_calls": this.calls})
+            more = part.stop < this.candidates
+            yield State(x, this.level, part=more, detail={"draft_calls": this.calls})
     return pool.of(top(run, pool.values, 1))
 
 

@@ -25,7 +25,8 @@ STEPS = 10
 def check_stopped(flow, result, stopped_by, looks, free):
     """The result is plain sampling from the best look-ahead so far, and cost no more than planned.
 
-    A search that could not be finished sooner than it would end anyway goes on to its end.
+    Where samples are finished it is the best of them. A search that could not be finished sooner
+    than it would end anyway goes on to its end.
     """
     assert result.cost.calls <= result.planned * len(result.latents)
     assert result.stopped in (stopped_by, None)
@@ -49,8 +50,11 @@ def check_stopped(flow, result, stopped_by, looks, free):
 
 
 def known_at_stop(result, looks):
-    """Look-aheads before the stop: the last one is the result's own, where that is not known."""
-    return looks if result.settings.strategy == "best_of_n" else looks[:-1]
+    """The finished samples or, where there is none, look-aheads; the last one is the result's."""
+    samples = result.settings.strategy in ("best_of_n", "steered")
+    if samples and result.records and result.records[-1].index == result.steps:
+        return [look for look in looks if look.index == result.steps]
+    return looks[:-1]
 
 
 @EACH
