@@ -355,15 +355,17 @@ def test_finish_now_keeps_the_best_so_far(server):
 
 
 def test_the_last_candidates_can_be_looked_at(server):
-    sheet = {
-        "sheet": graphs.node("PreviewImage", images=["seen search", 3]),
-        "one sheet": graphs.node("PreviewImage", images=["one search", 3]),
-    }
+    """All that were judged together, be it one by one."""
+    names = ("seen", "apart", "one")
+    sheets = {f"{n} sheet": graphs.node("PreviewImage", images=[f"{n} search", 3]) for n in names}
     demo = graphs.demo(batch=2)
+    apart = graphs.search("apart", 3, STEPS, micro_batch=1)
     one = graphs.search("one", 3, STEPS, budget=1.0)
-    run = ran(server, demo, graphs.search("seen", 3, STEPS), one, sheet)
-    judged = report(run, "seen")["search_steps"][-1]["rewards"]
-    assert len(run.output("sheet")["images"]) == sum(len(item) for item in judged)
+    run = ran(server, demo, graphs.search("seen", 3, STEPS), apart, one, sheets)
+    for name in names[:2]:
+        judged = report(run, name)["search_steps"][-1]["rewards"]
+        assert len(judged[0]) > 1
+        assert len(run.output(f"{name} sheet")["images"]) == sum(len(item) for item in judged)
     assert "one sheet" not in run.history["outputs"]
 
 
