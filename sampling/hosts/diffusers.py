@@ -28,8 +28,8 @@ DECODED_AT_ONCE = 2**17
 """Images are decoded in groups of about this many pixels, one by one where one has more: larger
 groups take memory and no less time."""
 SAMPLED_AT_ONCE = 2**21
-"""Pixels of the images that go through the transformer together, a candidate under guidance being
-two: two of 1024 x 1024 keep a GPU busy."""
+"""Pixels of the images that go through the transformer together, of which SD3's guided candidates
+are two each: two of 1024 x 1024 keep a GPU busy."""
 
 RECOMPUTED_FROM = 512 * 512
 """Pixels of an image from which on a gradient's graph keeps no activations of blocks: a third more
@@ -248,8 +248,9 @@ def _rationed(settings: SearchSettings, made: PipelineCall) -> SearchSettings:
     """With the candidates of an item that go through the transformer at once."""
     if settings.micro_batch:
         return settings
-    rows = SAMPLED_AT_ONCE // (made.pixels * made.forwards_per_call * len(made.noise))
-    return replace(settings, micro_batch=min(max(rows, 1), 4096))
+    rows = len(made.noise) * (2 if made.pairs and made.guided else 1)
+    candidates = SAMPLED_AT_ONCE // (made.pixels * rows)
+    return replace(settings, micro_batch=min(max(candidates, 1), 4096))
 
 
 def _call_back(made: PipelineCall, event: StepEvent) -> None:

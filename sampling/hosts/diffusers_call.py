@@ -59,6 +59,8 @@ class PipelineCall(ABC):
     pipeline: type
     in_channels: int = 1
     """Channels of the transformer's input to one of the latents."""
+    pairs: bool = False
+    """Whether a guided candidate goes through the transformer as two rows of one call."""
 
     def __init__(self, pipe, given: dict):
         self.pipe = pipe

@@ -15,6 +15,7 @@ class SD3Call(PipelineCall):
     """Of a ``StableDiffusion3Pipeline``: classifier-free and skip-layer guidance."""
 
     pipeline = StableDiffusion3Pipeline
+    pairs = True
 
     def _encode(self) -> tuple[Encoded, Encoded | None]:
         guided = self.arguments["guidance_scale"] > 1
